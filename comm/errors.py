@@ -1,0 +1,31 @@
+"""What can go wrong between workers, as exceptions that name ranks.
+
+A user's own mistake is a ``ValueError`` or ``TypeError``; the errors here are those that
+only a group of workers can have. Each is raised on every rank that can still raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MismatchError(ValueError):
+    """The ranks of a group called, or hold, different things where they must be equal."""
+
+
+class RankFailure(RuntimeError):
+    """A peer died, raised, left, or stayed silent for longer than the deadline.
+
+    Attributes:
+        ranks: the ranks of the group that did not take part.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int]) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """The words for some ranks in a message: ``rank 3`` or ``ranks 0, 2``."""
+    words = ", ".join(str(rank) for rank in ranks)
+    return f"rank {words}" if len(ranks) == 1 else f"ranks {words}"
