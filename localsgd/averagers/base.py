@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
@@ -20,6 +20,7 @@ from localsgd.comm.base import Array, Communicator, Update
 from localsgd.schedules import Schedule
 
 Arenas: TypeAlias = "Arena | Sequence[Arena]"
+S = TypeVar("S", bound=Schedule)
 
 
 class ModelAverager:
@@ -201,7 +202,7 @@ def as_arenas(params: Arenas) -> tuple[Arena, ...]:
     return tuple(params)
 
 
-def agreed_schedule(comm: Communicator, prepare: Callable[[], Schedule]) -> Schedule:
+def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
     """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
     if comm is NON_MEMBER:
         return prepare()

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from localsgd.agreement import agreed
-from localsgd.averagers.base import ModelAverager
+from localsgd.averagers.base import ModelAverager, agreed_schedule
 from localsgd.checks import checked_count
 from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Communicator
 from localsgd.comm.topology import Topology
-from localsgd.schedules import Schedule, aligned
+from localsgd.schedules import aligned
 
 GroupSize: TypeAlias = "int | Literal['host', 'world']"
 
@@ -63,8 +62,6 @@ class HierarchicalModelAverager(ModelAverager):
         warmup_steps: steps before the first round.
     """
 
-    schedule: Hierarchy
-
     def __init__(
         self,
         period_group_size_dict: Mapping[int, GroupSize] | None = None,
@@ -89,15 +86,13 @@ class HierarchicalModelAverager(ModelAverager):
             MismatchError: on every rank, if levels differ or those of another rank are invalid.
         """
         comm = world() if comm is None else comm
-        if comm is NON_MEMBER:
-            raise ValueError("comm must be a group that this worker belongs to, got NON_MEMBER")
-        topology = comm.topology
+        topology = None if comm is NON_MEMBER else comm.topology
 
         def prepare() -> Hierarchy:
             checked = checked_count("warmup_steps", warmup_steps, at_least=0)
             return Hierarchy(_checked_levels(period_group_size_dict, topology), checked)
 
-        hierarchy = agreed(comm, "levels", prepare, lambda made: [repr(made)])
+        hierarchy = agreed_schedule(comm, prepare)
         if hierarchy.levels[0][0] == 1:
             warnings.warn(
                 "period 1 for all workers averages parameters after every step, which saves no "
@@ -106,64 +101,72 @@ class HierarchicalModelAverager(ModelAverager):
             )
         super().__init__(hierarchy, comm)
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
+        self._hierarchy = hierarchy
 
     @property
     def period_group_size_dict(self) -> dict[int, GroupSize]:
-        return dict(reversed(self.schedule.levels))
+        return dict(reversed(self._hierarchy.levels))
 
     @property
     def warmup_steps(self) -> int:
-        return self.schedule.warmup_steps
+        return self._hierarchy.warmup_steps
 
     def group_due(self, step: int) -> Communicator | None:
-        level = self.schedule.level_due(step)
-        return None if level is None else self._groups[level]
+        level = self._hierarchy.level_due(step)
+        return None if level is None or self.comm is NON_MEMBER else self._groups[level]
 
 
-def _checked_levels(given: object, topology: Topology) -> tuple[tuple[int, GroupSize], ...]:
-    """The levels, the largest group first; of two that are equal, the shorter period."""
+def _checked_levels(given: object, topology: Topology | None) -> tuple[tuple[int, GroupSize], ...]:
+    """The levels, the largest group first; a worker outside the group cannot check sizes."""
     if given is None or (isinstance(given, Mapping) and not given):
         raise ValueError("period_group_size_dict must have at least one level, got none")
     if not isinstance(given, Mapping):
         raise TypeError(f"period_group_size_dict must map periods to group sizes, got {given!r}")
-    workers = {
-        _checked_period(period): _workers(period, size, topology) for period, size in given.items()
-    }
-    if topology.size not in workers.values():
-        raise ValueError(
-            f"the largest group must be of all {topology.size} workers, got "
-            f"{dict(given)} with groups of at most {max(workers.values())}"
+    levels = {
+        checked_count("every period of period_group_size_dict", period, at_least=1): _checked_size(
+            period, size
         )
-    sizes: dict[int, GroupSize] = {
-        int(period): size if isinstance(size, str) else int(size) for period, size in given.items()
+        for period, size in given.items()
     }
-    order = sorted(sizes, key=lambda period: (-workers[period], sizes[period] == "host", period))
-    return tuple((period, sizes[period]) for period in order)
+    if topology is None:
+        return tuple(sorted(levels.items(), reverse=True))
+    workers = {period: _workers(period, size, topology) for period, size in levels.items()}
+    if max(workers.values()) != topology.size:
+        raise ValueError(
+            f"the largest group must be of all {topology.size} workers, got {dict(given)} "
+            f"with groups of at most {max(workers.values())}"
+        )
+    order = sorted(levels, key=lambda period: (-workers[period], levels[period] == "host", period))
+    return tuple((period, levels[period]) for period in order)
 
 
-def _checked_period(period: object) -> int:
-    return checked_count("every period of period_group_size_dict", period, at_least=1)
+def _checked_size(period: object, size: object) -> GroupSize:
+    name = f"the group size of period {period}"
+    if size == "host":
+        return "host"
+    if size == "world":
+        return "world"
+    if isinstance(size, str):
+        raise ValueError(f"{name} must be a number, 'host' or 'world', got {size!r}")
+    return checked_count(name, size, at_least=1)
 
 
-def _workers(period: object, size: object, topology: Topology) -> int:
+def _workers(period: int, size: GroupSize, topology: Topology) -> int:
     """How many workers a group of this size has; for uneven hosts, the largest."""
     if size == "world":
         return topology.size
     if size == "host":
         return max(len(ranks) for ranks in topology.hosts)
-    name = f"the group size of period {period}"
-    if isinstance(size, str):
-        raise ValueError(f"{name} must be a number, 'host' or 'world', got {size!r}")
-    count = checked_count(name, size, at_least=1)
-    if topology.size % count:
-        raise ValueError(f"{name} must divide the {topology.size} workers, got {count}")
-    return count
+    if topology.size % size:
+        raise ValueError(
+            f"the group size of period {period} must divide the {topology.size} workers, got {size}"
+        )
+    return size
 
 
 def _group(comm: Communicator, size: GroupSize) -> Communicator:
-    if size == "world" or size == comm.size:
+    if comm is NON_MEMBER or size == "world" or size == comm.size:
         return comm
     if size == "host":
         return comm.split(comm.topology.host_of[comm.rank])
-    assert isinstance(size, int)
     return comm.split(comm.rank // size)
