@@ -250,7 +250,7 @@ class Optimizer(ABC):
                 block.params, block.grad = wide_params[:count], wide_grad[:count]
                 block.params[...] = params
                 block.grad[...] = grad
-            if group["maximize"]:
+            if group.get("maximize"):
                 np.negative(block.grad, out=block.grad)
             self.update(group, block)
             if run.dtype != run.arena.dtype:
