@@ -38,10 +38,10 @@ def average_parameters(params: ArraysLike, comm: Communicator | None = None) -> 
     if comm is NON_MEMBER:
         return
     for array in agreed(comm, "params", lambda: _arrays_of(params), _lines):
-        flat = array.reshape(-1)
-        comm.allreduce(flat, "mean")
-        if not array.flags.c_contiguous:
-            array[...] = flat.reshape(array.shape)
+        contiguous = np.ascontiguousarray(array)
+        comm.allreduce(contiguous.reshape(-1), "mean")
+        if contiguous is not array:
+            array[...] = contiguous.reshape(array.shape)
 
 
 def _arrays_of(params: object) -> list[Array]:
