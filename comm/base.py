@@ -87,8 +87,11 @@ class Transport(Protocol):
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         """Starts receiving exactly ``into.nbytes`` bytes."""
 
-    def split(self, color: int | None) -> Transport | None:
-        """The ranks with this rank's colour as a transport of their own; None for colour None."""
+    def split(self, colors: Sequence[int | None]) -> Transport | None:
+        """The ranks with this rank's colour as a transport of their own; None for colour None.
+
+        Collective. ``colors`` are those of all ranks.
+        """
 
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if one of the ranks that are waited for can never come."""

@@ -1,0 +1,115 @@
+"""How several ranks' numbers become one: the shifted mean, and plain sum, max and min.
+
+    mean = x_f - sum_i w_i (x_f - x_i) / W        f: the first with weight above 0,  W = sum_i w_i
+
+in rank order, in float32 (float64 for float64), rounded once to the buffer's dtype. Where all
+inputs are equal every difference is +0.0, so the result has the bits of the input, signed zeros
+included; summing first and dividing later changes 14 % of float32 elements at three ranks. The
+same function serves both levels: ranks of a host, and hosts.
+
+Values of opposite sign near the dtype's maximum overflow, and equal infinities become NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import Array, Op
+
+FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+INTEGERS = tuple(
+    np.dtype(t)
+    for t in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+)
+DTYPES = FLOATS + INTEGERS
+OPS: tuple[Op, ...] = ("mean", "sum", "max", "min")
+
+
+def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which numbers of ``dtype`` are combined: float32 for the half precisions."""
+    return np.dtype(np.float32) if dtype in FLOATS and dtype.itemsize == 2 else dtype
+
+
+def scaled_weights(weights: Sequence[float]) -> list[float]:
+    """The weights over a power of two, so that they fit float32; equal weights become 1.
+
+    Neither changes the mean that is meant, and a power of two changes no bit of it.
+    """
+    positive = [weight for weight in weights if weight > 0]
+    if min(positive) == max(positive):
+        return [1.0 if weight > 0 else 0.0 for weight in weights]
+    _, exponent = math.frexp(max(positive))
+    return [math.ldexp(weight, -exponent) for weight in weights]
+
+
+class Scratch:
+    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use."""
+
+    def __init__(self, length: int, dtype: np.dtype[Any]) -> None:
+        self.work = work_dtype(dtype)
+        self._rows = np.empty((3, length), self.work)
+        self._result = np.empty(length, dtype)
+
+    def combine(self, op: Op, parts: Sequence[Array], weights: Sequence[float]) -> Array:
+        """The parts, each of shape ``(n,)``, combined in order; valid until the next call."""
+        count = parts[0].size
+        result = self._result[:count]
+        if op == "mean":
+            self._mean(parts, weights, result)
+        else:
+            self._fold(op, parts, result)
+        return result
+
+    def _mean(self, parts: Sequence[Array], weights: Sequence[float], result: Array) -> None:
+        used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
+        if len(used) == 1:
+            result[...] = used[0][0]
+            return
+        count = result.size
+        total = sum(weight for _, weight in used)
+        # Half precisions are widened once; the others are read where they lie.
+        narrow = result.dtype != self.work
+        shift = result if not narrow else self._rows[0, :count]
+        difference, first = self._rows[1, :count], used[0][0]
+        if narrow:
+            widened = self._rows[2, :count]
+            widened[...] = first
+            first = widened
+        for index, (part, weight) in enumerate(used[1:]):
+            target = shift if index == 0 else difference
+            np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
+            if weight != 1.0:
+                np.multiply(target, weight, out=target)
+            if index > 0:
+                np.add(shift, difference, out=shift)
+        if math.frexp(total)[0] == 0.5:
+            np.multiply(shift, 1.0 / total, out=shift)
+        else:
+            np.divide(shift, total, out=shift)
+        np.subtract(first, shift, out=result, casting="same_kind")
+
+    def _fold(self, op: Op, parts: Sequence[Array], result: Array) -> None:
+        if op == "sum" and len(parts) > 1:
+            total = self._rows[0, : result.size]
+            np.add(parts[0], parts[1], out=total, dtype=self.work, casting="same_kind")
+            for part in parts[2:]:
+                np.add(total, part, out=total, casting="same_kind")
+            result[...] = total
+            return
+        result[...] = parts[0]
+        fold = np.minimum if op == "min" else np.maximum
+        for part in parts[1:]:
+            fold(result, part, out=result)
+
+
+def blend(own: Array, result: Array, mix: float, out: NDArray[Any]) -> None:
+    """Writes ``result + mix (own - result)`` to ``out``: all of it in the wider dtype."""
+    work = work_dtype(own.dtype)
+    wide = result.astype(work)
+    out[...] = wide + mix * (own.astype(work) - wide)

@@ -1,0 +1,102 @@
+"""How the ranks of a new world find out which of them share a host.
+
+Ranks with the same host name, boot and process table are taken to share one; they do only if they
+can map each other's memory, which is tried and not assumed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+from .base import Json, Reduction, Transport
+from .group import Group, Setting
+from .memory import why_not_shared
+from .messages import Mail
+from .native import ReducingTransport
+from .regions import Regions
+from .sharing import CannotMap
+from .topology import HostsLike, Topology
+from .waiting import Clock, Waiter
+
+DEADLINE_S = 600.0
+
+
+def connect(
+    transport: Transport,
+    *,
+    hosts: HostsLike | None = None,
+    reduction: Reduction = "exact",
+    deadline_s: float | None = None,
+    clock: Clock = time.monotonic,
+) -> Group:
+    """The group of all ranks of a transport; collective.
+
+    Args:
+        hosts: which ranks are to count as sharing a host; None finds out.
+        reduction: ``"exact"``, or ``"native"`` for the MPI library's own.
+        deadline_s: how long a rank waits for others before it says who is missing and gives up;
+            None takes ``LOCALSGD_DEADLINE_S`` or ten minutes.
+        clock: seconds.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
+    if reduction == "native" and not isinstance(transport, ReducingTransport):
+        raise ValueError("reduction 'native' needs MPI, got a group without it")
+    if deadline_s is None:
+        deadline_s = float(os.environ.get("LOCALSGD_DEADLINE_S", DEADLINE_S))
+    waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
+    mail = Mail(transport, waiter)
+    answers = mail.collect([_identity(), _asked(hosts, transport.size)])
+    topology = _settle(answers)
+    setting = Setting(deadline_s, reduction, Regions(transport.rank), clock)
+    world = range(transport.size)
+    try:
+        return Group(transport, topology, world, 0, setting)
+    except CannotMap as error:
+        if transport.rank == 0:
+            print(f"localsgd: every rank counts as a host of its own: {error}", file=sys.stderr)
+        alone = Topology.of([[rank] for rank in world])
+        return Group(transport, alone, world, 0, setting)
+
+
+def _asked(hosts: HostsLike | None, size: int) -> Json:
+    """The hosts that this rank was told of, or what was wrong with them."""
+    if hosts is None:
+        return None
+    try:
+        return [list(ranks) for ranks in Topology.parse(hosts, size).hosts]
+    except ValueError as error:
+        return str(error)
+
+
+def _identity() -> str:
+    """What only processes that can map each other's memory have in common."""
+    reason = why_not_shared()
+    if reason is not None:
+        return f"{reason}; process {socket.gethostname()}:{os.getpid()}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _settle(answers: list[Json]) -> Topology:
+    """The topology that all ranks derive from everyone's answers."""
+    asked = [answer[1] for answer in answers]
+    for rank, answer in enumerate(asked):
+        if isinstance(answer, str):
+            raise ValueError(f"rank {rank}: {answer}")
+        if answer != asked[0]:
+            raise ValueError(
+                f"hosts must be equal on all ranks, got {asked[0]} on rank 0 and "
+                f"{answer} on rank {rank}"
+            )
+    if asked[0] is not None:
+        return Topology.of(asked[0])
+    hosts: dict[str, list[int]] = {}
+    for rank, (identity, _) in enumerate(answers):
+        hosts.setdefault(identity, []).append(rank)
+    return Topology.of(hosts.values())

@@ -1,0 +1,127 @@
+"""How a collective begins: everyone says what it is about to do, and all compare.
+
+On a host headers are shown on the board; between hosts every rank gets those of each other host
+from one rank there, one small message each. So whoever has entered knows that everybody has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import header
+from .board import Board
+from .errors import MismatchError, name_ranks
+from .header import Header
+from .messages import CONTROL, Mail
+from .topology import Topology
+from .waiting import Waiter
+
+
+class Entrance:
+    """Where one rank of a group begins its collectives.
+
+    Attributes:
+        sequence: how many collectives have begun.
+    """
+
+    def __init__(
+        self, board: Board, mail: Mail, waiter: Waiter, topology: Topology, rank: int
+    ) -> None:
+        self.sequence = 0
+        self._board, self._mail, self._waiter = board, mail, waiter
+        self._hosts, self._home = topology.hosts, topology.host_of[rank]
+        me = self._hosts[self._home].index(rank)
+        # Rank l of a host hears from rank l mod L of each host with L ranks.
+        others = [ranks for host, ranks in enumerate(self._hosts) if host != self._home]
+        self._sources = [ranks[me % len(ranks)] for ranks in others]
+        mine = len(self._hosts[self._home])
+        self._readers = [
+            reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
+        ]
+
+    def enter(self, call: Header) -> list[bytes]:
+        """Returns everyone's header once all ranks are about to do the same.
+
+        Raises:
+            MismatchError: on every rank, if they are not.
+        """
+        self.sequence += 1
+        self._board.show(replace(call, sequence=self.sequence).pack(), self.sequence)
+        self.host_barrier()
+        headers = self._between_hosts(self._board.headers(self.sequence))
+        if not all(header.same_call(packed, headers[0]) for packed in headers):
+            self._raise_mismatch(headers)
+        return headers
+
+    def enter_with_error(self, error: Exception) -> None:
+        """Takes part in the comparison in place of a call that could not be made here."""
+        self._board.write(f"{type(error).__name__}: {error}")
+        self.sequence += 1
+        self._board.show(Header(header.INVALID, sequence=self.sequence).pack(), self.sequence)
+        self.host_barrier()
+        self._explain(self._between_hosts(self._board.headers(self.sequence)))
+
+    def host_barrier(self) -> None:
+        """Returns once all ranks of this host have called it."""
+        self._board.arrive()
+        self._waiter.until(self._board.all_here, self._board.absent)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others of this host that this rank cannot go on."""
+        self._board.fail(f"{type(error).__name__}: {error}")
+
+    def leave(self) -> None:
+        """Tells the others of this host that this rank has closed the group."""
+        self._board.leave()
+
+    def describe(self, ranks: Sequence[int]) -> str:
+        """Where some ranks were last seen."""
+        words = [
+            f"rank {rank} was last seen in {self._board.last_seen(rank)}"
+            if rank in self._board.ranks
+            else f"rank {rank} is on another host and has sent nothing"
+            for rank in ranks
+        ]
+        return f"{'; '.join(words)}; this rank is in collective {self.sequence}"
+
+    def _between_hosts(self, headers: list[bytes]) -> list[bytes]:
+        """The headers of all ranks of the group, in rank order."""
+        if len(self._hosts) == 1:
+            return headers
+        here = np.frombuffer(b"".join(headers), np.uint8)
+        others = [host for host in range(len(self._hosts)) if host != self._home]
+        tables = [np.empty(header.BYTES * len(self._hosts[host]), np.uint8) for host in others]
+        incoming = [
+            self._mail.receive(table, source, CONTROL)
+            for table, source in zip(tables, self._sources, strict=True)
+        ]
+        outgoing = [self._mail.send(here, reader, CONTROL) for reader in self._readers]
+        for pieces, source in zip(incoming, self._sources, strict=True):
+            self._mail.wait(pieces, source)
+        for pieces, reader in zip(outgoing, self._readers, strict=True):
+            self._mail.wait(pieces, reader)
+        found: list[bytes] = [b""] * sum(len(ranks) for ranks in self._hosts)
+        for host, table in [(self._home, here), *zip(others, tables, strict=True)]:
+            rows = table.reshape(len(self._hosts[host]), header.BYTES)
+            for rank, row in zip(self._hosts[host], rows, strict=True):
+                found[rank] = row.tobytes()
+        return found
+
+    def _raise_mismatch(self, headers: Sequence[bytes]) -> None:
+        invalid, reason = self._explain(headers)
+        if invalid:
+            raise MismatchError(f"{name_ranks(invalid)} could not take part: {reason}")
+        header.require_same(headers)
+
+    def _explain(self, headers: Sequence[bytes]) -> tuple[list[int], str]:
+        """The ranks whose own arguments were wrong, and the first one's message."""
+        invalid = [rank for rank, packed in enumerate(headers) if header.is_invalid(packed)]
+        if not invalid:
+            return [], ""
+        first = invalid[0]
+        mine = self._board.read(first) if first in self._board.ranks else ""
+        reason = next(text for text in self._mail.collect(mine) if text)
+        return invalid, reason

@@ -1,0 +1,315 @@
+"""The communicator: every verb of the contract, over any transport.
+
+A collective opens by showing a header and comparing everyone's (``_enter``), so that a mismatch is
+an error on every rank before anything changes, and ends with a barrier on the host. Buffers in
+shared regions are reduced where they lie; private ones go through a bounded staging block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import agreement, checks, header
+from .arithmetic import scaled_weights
+from .background import Background
+from .base import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
+from .board import PAGE_BYTES, Board
+from .codecs import Codec
+from .entrance import Entrance
+from .fused import Job
+from .header import Header
+from .messages import DIRECT, GATHERED, Mail
+from .native import reduce_natively
+from .nonmember import NON_MEMBER
+from .plan import shard
+from .reducing import Reducer
+from .regions import Regions
+from .sharing import share
+from .topology import Topology
+from .waiting import Clock, Waiter
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a group and the groups split from it have in common.
+
+    Attributes:
+        deadline_s: how long a rank waits for others.
+        regions: this rank's shared memory.
+        clock: seconds.
+    """
+
+    deadline_s: float
+    reduction: Reduction
+    regions: Regions
+    clock: Clock
+
+
+class Group:
+    """A group of workers; made by ``bootstrap.connect`` and by ``split``."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topology: Topology,
+        world_ranks: Sequence[int],
+        number: int,
+        setting: Setting,
+    ) -> None:
+        """Meets the other ranks; collective.
+
+        Args:
+            world_ranks: the number in the world of every rank of this group.
+            number: names the group; equal on all its ranks.
+
+        Raises:
+            CannotMap: on every rank, if ranks of one host cannot map each other's memory.
+        """
+        self.rank, self.size, self.topology = transport.rank, transport.size, topology
+        self._transport, self._setting, self._number = transport, setting, number
+        ranks = topology.neighbours(self.rank)
+        self._neighbours = tuple(world_ranks[rank] for rank in ranks)
+        self._world_ranks = tuple(world_ranks)
+        self._closed = False
+        self._waiter = Waiter(setting.deadline_s, self._check, self._describe, setting.clock)
+        self._mail = Mail(transport, self._waiter)
+        self._board: Board | None = None
+        pages = share(self._mail, topology, self.rank, PAGE_BYTES)
+        self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
+        self._entrance = Entrance(self._board, self._mail, self._waiter, topology, self.rank)
+        self._background = Background()
+        self._reducer = Reducer(
+            self._mail, self._entrance, topology, self.rank, setting.regions, self._neighbours
+        )
+        self._calls, self._seconds = 0, 0.0
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called on this rank."""
+        return self._closed
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(
+            self._calls,
+            self._reducer.host_read,
+            self._reducer.host_written,
+            self._mail.sent,
+            self._mail.received,
+            self._mail.control,
+            self._seconds,
+            self._waiter.waited_s,
+        )
+
+    def allocate(self, count: int, dtype: DTypeLike) -> Array:
+        with self._collective():
+            with self._own_errors():
+                kind = checks.buffer_dtype(dtype)
+                checks.whole_number("count", count, at_least=0)
+            self._entrance.enter(Header("allocate", dtype=kind, count=count))
+            shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
+            others = dict(zip(self._neighbours, shared.blocks, strict=True))
+            del others[self._world_ranks[self.rank]]
+            number = header.digest(self._number, self._entrance.sequence)
+            self._setting.regions.add(shared.own, number, others)
+            return shared.own.view(kind)
+
+    def shard(self, count: int) -> slice:
+        checks.whole_number("count", count, at_least=0)
+        return shard(count, self.topology, self.rank)
+
+    def allreduce(
+        self,
+        buffer: Array,
+        op: Op,
+        *,
+        weight: float | None = None,
+        codec: Codec | None = None,
+        update: Update | None = None,
+        mix: float = 0.0,
+    ) -> None:
+        with self._collective():
+            self._reduce("allreduce", buffer, op, weight, codec, update, mix)
+
+    def reduce_scatter(
+        self,
+        buffer: Array,
+        op: Op,
+        *,
+        weight: float | None = None,
+        codec: Codec | None = None,
+        update: Update | None = None,
+    ) -> None:
+        with self._collective():
+            self._reduce("reduce_scatter", buffer, op, weight, codec, update, 0.0)
+
+    def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
+        with self._collective():
+            with self._own_errors():
+                checks.buffer("buffer", buffer)
+            self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
+            self._run(Job(None, [1.0] * self.size, codec), buffer)
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        with self._collective():
+            with self._own_errors():
+                checks.buffer("buffer", buffer)
+                checks.rank("root", root, self.size)
+            self._entrance.enter(self._reducer.describe(Header("broadcast", root=root), buffer))
+            # The mean of which only the root has a weight: its values, copied.
+            weights = [float(rank == root) for rank in range(self.size)]
+            self._run(Job("mean", weights), buffer)
+
+    def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
+        self._require_open()
+        checks.buffer("send", send, writeable=False)
+        checks.buffer("receive", receive)
+        checks.rank("dest", dest, self.size)
+        checks.rank("source", source, self.size)
+        self._background.drain()
+        incoming = self._mail.receive(receive, source, DIRECT)
+        outgoing = self._mail.send(send, dest, DIRECT)
+        self._mail.wait(incoming, source)
+        self._mail.wait(outgoing, dest)
+
+    def gather(self, array: Array) -> list[Array]:
+        with self._collective():
+            with self._own_errors():
+                checks.buffer("array", array, writeable=False)
+            self._entrance.enter(Header("gather"))
+            shapes = self._mail.collect([array.size, array.dtype.name])
+            arrays = [np.empty(count, checks.buffer_dtype(name)) for count, name in shapes]
+            peers = [peer for peer in range(self.size) if peer != self.rank]
+            incoming = [(peer, self._mail.receive(arrays[peer], peer, GATHERED)) for peer in peers]
+            outgoing = [(peer, self._mail.send(array, peer, GATHERED)) for peer in peers]
+            arrays[self.rank][...] = array
+            for peer, pieces in incoming + outgoing:
+                self._mail.wait(pieces, peer)
+            return arrays
+
+    def barrier(self) -> None:
+        with self._collective():
+            self._entrance.enter(Header("barrier"))
+
+    def collect(self, value: Json) -> list[Json]:
+        with self._collective():
+            with self._own_errors():
+                agreement.require_json(value)
+            self._entrance.enter(Header("collect"))
+            return self._mail.collect(value)
+
+    def agree(self, value: Json, what: str) -> None:
+        agreement.require_equal(self.collect(value), what)
+
+    def start(self, work: Callable[[Communicator], None]) -> Request:
+        self._require_open()
+        return self._background.start(lambda: work(self))
+
+    def split(self, color: int | None) -> Communicator:
+        with self._collective():
+            with self._own_errors():
+                if color is not None:
+                    checks.whole_number("color", color, at_least=0)
+            self._entrance.enter(Header("split"))
+            colors = self._mail.collect(color)
+            transport = self._transport.split(colors)
+            if transport is None:
+                return NON_MEMBER
+            members = [rank for rank, theirs in enumerate(colors) if theirs == color]
+            return Group(
+                transport,
+                self.topology.restrict(members),
+                [self._world_ranks[rank] for rank in members],
+                header.digest(self._number, self._entrance.sequence, color),
+                self._setting,
+            )
+
+    def close(self) -> None:
+        if not self._closed:
+            self._background.drain()
+            self._background.close()
+            self._closed = True
+            self._entrance.leave()
+            self._transport.close()
+
+    def _reduce(
+        self,
+        verb: str,
+        buffer: Array,
+        op: Op,
+        weight: float | None,
+        codec: Codec | None,
+        update: Update | None,
+        mix: float,
+    ) -> None:
+        with self._own_errors():
+            checks.buffer("buffer", buffer)
+            checks.operation(op, buffer.dtype, weight)
+            checks.share("mix", mix)
+        call = Header(verb, op=op, weight=weight, has_update=update is not None, mix=float(mix))
+        headers = self._entrance.enter(self._reducer.describe(call, buffer, codec))
+        weights = [header.weight_of(packed) for packed in headers]
+        if not any(value > 0 for value in weights):
+            raise ValueError(f"one rank's weight must be above 0, got 0 on all {self.size} ranks")
+        job = Job(op, scaled_weights(weights), codec, update, mix, verb == "allreduce")
+        if self._setting.reduction == "native":
+            spread = Job(None, job.weights)
+            reduce_natively(
+                self._transport,
+                job,
+                buffer,
+                self.shard(buffer.size),
+                lambda values: self._run(spread, values),
+            )
+        else:
+            self._run(job, buffer)
+
+    def _run(self, job: Job, buffer: Array) -> None:
+        try:
+            self._reducer.run(job, buffer)
+        except BaseException as error:
+            self._entrance.fail(error)
+            raise
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        """Counts and times a verb, after whatever runs in the background."""
+        self._require_open()
+        self._background.drain()
+        begin = self._setting.clock()
+        try:
+            yield
+        finally:
+            self._calls += 1
+            self._seconds += self._setting.clock() - begin
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Lets the other ranks know of an error in this rank's arguments."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            self._entrance.enter_with_error(error)
+            raise
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError("the communicator must be open, got one that was closed")
+
+    def _check(self, missing: Sequence[int]) -> None:
+        if self._board is not None:
+            self._board.check(missing)
+        self._transport.check(missing)
+
+    def _describe(self, ranks: Sequence[int]) -> str:
+        if self._board is None:
+            return "they have not joined the group"
+        return self._entrance.describe(ranks)

@@ -1,0 +1,145 @@
+"""What a rank says that it is about to do: the record compared before anything happens.
+
+A header is 96 bytes. Everything but its weight must be equal on all ranks of a group.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from .arithmetic import DTYPES, OPS
+from .errors import MismatchError, name_ranks
+
+VERBS = (
+    "nothing yet",
+    "an error of its own",
+    "allocate",
+    "allreduce",
+    "reduce_scatter",
+    "allgather",
+    "broadcast",
+    "gather",
+    "barrier",
+    "collect",
+    "split",
+)
+INVALID = "an error of its own"
+_FORMAT = struct.Struct("<10q2d")
+BYTES = _FORMAT.size
+_UNWEIGHTED = -1.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """One rank's next collective.
+
+    Attributes:
+        verb: one of ``VERBS``.
+        sequence: how many collectives this group has begun.
+        op, dtype, count: of the buffer; empty and 0 where there is none.
+        region: names the allocation that the buffer lies in; 0 for private memory.
+        offset: of the buffer in its allocation, in bytes.
+        root: of a broadcast.
+        codec: its name; empty for none.
+        has_update: whether this rank updates between sum and write-back.
+        mix: the share of its own value that each rank keeps.
+        weight: this rank's weight; None for equal weights.
+    """
+
+    verb: str
+    sequence: int = 0
+    op: str = ""
+    dtype: np.dtype[Any] | None = None
+    count: int = 0
+    region: int = 0
+    offset: int = 0
+    root: int = 0
+    codec: str = ""
+    has_update: bool = False
+    mix: float = 0.0
+    weight: float | None = None
+
+    def pack(self) -> bytes:
+        return _FORMAT.pack(
+            VERBS.index(self.verb),
+            self.sequence,
+            OPS.index(self.op) if self.op in OPS else -1,
+            DTYPES.index(self.dtype) if self.dtype is not None else -1,
+            self.count,
+            self.region,
+            self.offset,
+            self.root,
+            digest(self.codec) if self.codec else 0,
+            2 * self.has_update + (self.weight is not None),
+            self.mix,
+            _UNWEIGHTED if self.weight is None else self.weight,
+        )
+
+
+def digest(*values: object) -> int:
+    """A positive number that names these values, the same on every rank."""
+    return int.from_bytes(blake2b(repr(values).encode(), digest_size=7).digest(), "big")
+
+
+def weight_of(packed: bytes) -> float:
+    """The weight in a packed header; 1 for equal weights."""
+    weight = float(_FORMAT.unpack(packed)[-1])
+    return 1.0 if weight == _UNWEIGHTED else weight
+
+
+def is_invalid(packed: bytes) -> bool:
+    return bool(VERBS[_FORMAT.unpack(packed)[0]] == INVALID)
+
+
+def same_call(one: bytes, other: bytes) -> bool:
+    """Whether two ranks are about to do the same: everything but the weight is equal."""
+    return one[:-8] == other[:-8]
+
+
+def describe(packed: bytes) -> str:
+    """A packed header in words."""
+    verb, sequence, op, dtype, count, region, offset, root, codec, flags, mix, weight = (
+        _FORMAT.unpack(packed)
+    )
+    words = [VERBS[verb]]
+    if dtype >= 0:
+        words.append(f"of {count} {DTYPES[dtype].name}")
+    if op >= 0:
+        words.append(f"with op {OPS[op]!r}")
+    if VERBS[verb] == "broadcast":
+        words.append(f"from root {root}")
+    if dtype >= 0 and VERBS[verb] != "allocate":
+        words.append(
+            f"in allocation {region:x} at byte {offset}" if region else "in private memory"
+        )
+    if codec:
+        words.append(f"with codec {codec:x}")
+    if flags & 2:
+        words.append("with an update")
+    if mix:
+        words.append(f"with mix {mix}")
+    if flags & 1:
+        words.append(f"with weight {weight:g}")
+    return f"{' '.join(words)} (collective {sequence})"
+
+
+def require_same(headers: Sequence[bytes]) -> None:
+    """Raises MismatchError, naming the ranks, unless all ranks are about to do the same."""
+    if all(same_call(header, headers[0]) for header in headers):
+        return
+    groups: dict[bytes, list[int]] = {}
+    for rank, header in enumerate(headers):
+        groups.setdefault(header[:-8], []).append(rank)
+    parts = [f"{name_ranks(ranks)}: {describe(headers[ranks[0]])}" for ranks in groups.values()]
+    raise MismatchError(f"all ranks must make the same call, got {'; '.join(parts)}")
+
+
+def sequence_of(packed: bytes) -> int:
+    """The number of the collective in a packed header."""
+    return int(_FORMAT.unpack(packed)[1])

@@ -1,0 +1,131 @@
+"""Memory that the ranks of a host map from each other.
+
+Each block is a memfd of its owner, which neighbours open through ``/proc/PID/fd``: nothing to
+unlink, readable after the owner's death, freed with the last mapping, and not limited by the size
+of ``/dev/shm``. Ranks that are threads of one process find each other's blocks in a table. A memfd
+that exceeds memory wakes the OOM killer instead of failing, so that is looked at first.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+Address: TypeAlias = tuple[int, int]
+Bytes: TypeAlias = NDArray[np.uint8]
+
+_OWN: WeakValueDictionary[int, Bytes] = WeakValueDictionary()
+_LOCK = Lock()
+_RESERVE_BYTES = 64 << 20
+
+
+def create_block(nbytes: int) -> tuple[Bytes, Address]:
+    """Zeroed bytes, shape ``(nbytes,)``, page-aligned, and the address that neighbours open.
+
+    They are freed when the last array on them is gone, here and there.
+    """
+    length = max(nbytes, 1)
+    fd = os.memfd_create("localsgd", os.MFD_CLOEXEC)
+    try:
+        # Pages are taken now, so that the next look at the free memory knows of them.
+        os.posix_fallocate(fd, 0, length)
+        block = _mapped(fd, length)
+    except BaseException:
+        os.close(fd)
+        raise
+    with _LOCK:
+        _OWN[fd] = block
+    finalize(block, os.close, fd)
+    return block[:nbytes], (os.getpid(), fd)
+
+
+def open_block(address: Address, nbytes: int) -> Bytes:
+    """The bytes of a neighbour's block.
+
+    Raises:
+        OSError: if this process may not, or cannot, map them.
+    """
+    pid, fd = address
+    if pid == os.getpid():
+        with _LOCK:
+            return _OWN[fd][:nbytes]
+    opened = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return _mapped(opened, max(nbytes, 1))[:nbytes]
+    finally:
+        os.close(opened)
+
+
+def why_not_shared() -> str | None:
+    """Why this system cannot share memory between processes; None where it can."""
+    if not hasattr(os, "memfd_create"):
+        return f"{sys.platform} has no memfd"
+    if not os.access("/proc/self/fd", os.R_OK):
+        return "/proc is not readable"
+    return None
+
+
+def require_memory(nbytes: int) -> None:
+    """Raises MemoryError unless this host has ``nbytes`` bytes to spare."""
+    if nbytes <= mmap.PAGESIZE:
+        return
+    free = available_bytes()
+    if nbytes + _RESERVE_BYTES > free:
+        raise MemoryError(
+            f"shared buffers must fit into the memory of the host: {nbytes:,} bytes wanted, "
+            f"{free:,} available, of which {_RESERVE_BYTES:,} are left to the system"
+        )
+
+
+def available_bytes() -> int:
+    """How many bytes this process can still take without waking the OOM killer."""
+    return min(_system_available(), _cgroup_available())
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+def _mapped(fd: int, length: int) -> Bytes:
+    return np.frombuffer(mmap.mmap(fd, length), np.uint8)
+
+
+def _system_available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return sys.maxsize
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return sys.maxsize
+
+
+def _cgroup_available() -> int:
+    """The tightest limit less use among the control groups (version 2) of this process."""
+    try:
+        entries = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return sys.maxsize
+    path = next((entry[3:] for entry in entries if entry.startswith("0::")), "/")
+    folder, root = Path("/sys/fs/cgroup") / path.lstrip("/"), Path("/sys/fs/cgroup")
+    free = sys.maxsize
+    while True:
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            if limit != "max":
+                free = min(free, int(limit) - int((folder / "memory.current").read_text()))
+        except (OSError, ValueError):
+            pass
+        if folder == root or root not in folder.parents:
+            return max(free, 0)
+        folder = folder.parent

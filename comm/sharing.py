@@ -1,0 +1,69 @@
+"""Gives every rank a block of memory that the other ranks of its host map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import MismatchError, name_ranks
+from .memory import Bytes, create_block, open_block, require_memory
+from .messages import Mail
+from .topology import Topology
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One rank's view of its host's blocks.
+
+    Attributes:
+        blocks: the memory of every rank of this host, by rank, this rank's own among them.
+        pids: their processes.
+    """
+
+    own: Bytes
+    blocks: tuple[Bytes, ...]
+    pids: tuple[int, ...]
+
+
+class CannotMap(MismatchError):
+    """Ranks that were taken to share a host cannot map each other's memory."""
+
+
+def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
+    """A zeroed block of ``nbytes`` bytes at every rank of the group; collective.
+
+    Raises:
+        MemoryError: on every rank, if one host has too little memory.
+        CannotMap: on every rank, if one cannot map a neighbour's block.
+    """
+    ranks = topology.neighbours(rank)
+    if max(len(host) for host in topology.hosts) == 1:
+        own = np.zeros(nbytes, np.uint8)
+        return Shared(own, (own,), (os.getpid(),))
+    problem, address, own = "", (0, 0), np.zeros(0, np.uint8)
+    try:
+        require_memory(nbytes * len(ranks))
+        own, address = create_block(nbytes)
+    except (MemoryError, OSError) as error:
+        problem = str(error)
+    answers = mail.collect([problem, *address])
+    _raise_if_any(MemoryError, [answer[0] for answer in answers])
+    pids = [int(answers[r][1]) for r in ranks]
+    blocks: list[Bytes] = []
+    try:
+        for neighbour, pid in zip(ranks, pids, strict=True):
+            fd = int(answers[neighbour][2])
+            blocks.append(own if neighbour == rank else open_block((pid, fd), nbytes))
+    except OSError as error:
+        problem = f"cannot map the memory of rank {neighbour}: {error}"
+    _raise_if_any(CannotMap, mail.collect(problem))
+    return Shared(own, tuple(blocks), tuple(pids))
+
+
+def _raise_if_any(kind: type[Exception], problems: Sequence[str]) -> None:
+    failed = [rank for rank, problem in enumerate(problems) if problem]
+    if failed:
+        raise kind(f"{name_ranks(failed)}: {problems[failed[0]]}")

@@ -1,0 +1,65 @@
+"""The group that a program finds itself in, however it was started."""
+
+from __future__ import annotations
+
+import os
+
+from .base import Reduction
+from .group import Group
+from .solo import SoloTransport
+from .threads import current_group
+from .topology import HostsLike
+
+_WORLDS: dict[tuple[object, ...], Group] = {}
+
+
+def launched_by_mpi() -> bool:
+    """Whether an MPI launcher started this process.
+
+    ``SLURM_PROCID`` does not tell: a plain batch script has it, too.
+    """
+    return any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK"))
+
+
+def world(
+    *,
+    hosts: HostsLike | None = None,
+    reduction: Reduction = "exact",
+    deadline_s: float | None = None,
+) -> Group:
+    """All workers of this job: the same group at every call with the same arguments.
+
+    Under ``mpirun`` or ``localsgd run`` these are the MPI processes (the first call starts MPI);
+    in a worker of ``run_threads`` its group; else a group of one.
+
+    Args:
+        hosts: which ranks count as sharing a host: ``"2+1"`` (ranks per host), ``"0,2/1,3"``
+            (their ranks), or lists of such. None takes ``LOCALSGD_HOSTS``, or else finds out.
+        reduction: ``"exact"``, the shifted mean in a fixed order; or ``"native"``, the MPI
+            library's own, which agrees with it to rounding.
+        deadline_s: how long a rank waits for others before it says who is missing and gives up;
+            None takes ``LOCALSGD_DEADLINE_S`` or ten minutes.
+
+    Raises:
+        ValueError: if the arguments do not fit, or differ between ranks.
+        RuntimeError: if there is no MPI library although an MPI launcher started this process.
+    """
+    group = current_group()
+    if group is not None:
+        return group
+    if hosts is None:
+        hosts = os.environ.get("LOCALSGD_HOSTS")
+    key = (str(hosts), reduction, deadline_s)
+    if key not in _WORLDS or _WORLDS[key].closed:
+        _WORLDS[key] = _connect(hosts, reduction, deadline_s)
+    return _WORLDS[key]
+
+
+def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | None) -> Group:
+    from .bootstrap import connect
+
+    if not launched_by_mpi():
+        return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+    from .mpi import MpiTransport
+
+    return connect(MpiTransport.world(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)

@@ -1,0 +1,88 @@
+"""How a rank waits for others: politely, with a deadline, and able to say for whom.
+
+Everything that can block goes through ``Waiter.until``. It spins with ``sched_yield`` at first,
+since most waits are shorter than a sleep, looks now and then for peers that can never come, says
+once who is missing, and raises when the deadline has passed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from .errors import RankFailure, name_ranks
+
+_SPINS = 2_000
+_NAP_S = 50e-6
+_CHECK_EVERY_S = 0.25
+
+Clock = Callable[[], float]
+
+
+class Waiter:
+    """Waits on behalf of one rank.
+
+    Attributes:
+        waited_s: seconds spent waiting so far.
+    """
+
+    def __init__(
+        self,
+        deadline_s: float,
+        check: Callable[[Sequence[int]], None],
+        describe: Callable[[Sequence[int]], str],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            deadline_s: how long a wait may last.
+            check: raises if one of the given ranks can never come.
+            describe: where the given ranks were last seen.
+            clock: seconds.
+        """
+        if not deadline_s > 0:
+            raise ValueError(f"deadline_s must be above 0 seconds, got {deadline_s}")
+        self.waited_s = 0.0
+        self._deadline_s, self._check, self._describe = deadline_s, check, describe
+        self._clock = clock
+
+    def until(self, done: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
+        """Returns once ``done()``; ``missing()`` are the ranks that keep it from being so."""
+        if done():
+            return
+        begin = self._clock()
+        try:
+            for _ in range(_SPINS):
+                os.sched_yield()
+                if done():
+                    return
+            self._wait_long(done, missing, begin)
+        finally:
+            self.waited_s += self._clock() - begin
+
+    def _wait_long(
+        self, done: Callable[[], bool], missing: Callable[[], Sequence[int]], begin: float
+    ) -> None:
+        warn_at, next_check, warned = begin + min(30.0, self._deadline_s / 2), begin, False
+        while not done():
+            now = self._clock()
+            if now >= next_check:
+                next_check = now + _CHECK_EVERY_S
+                absent = missing()
+                if absent:
+                    self._check(absent)
+            if now >= warn_at and not warned:
+                warned = True
+                print(self._report(missing(), now - begin), file=sys.stderr, flush=True)
+            if now - begin >= self._deadline_s:
+                absent = missing()
+                raise RankFailure(self._report(absent, now - begin), absent)
+            time.sleep(_NAP_S)
+
+    def _report(self, absent: Sequence[int], seconds: float) -> str:
+        return (
+            f"waited {seconds:.1f} s (deadline {self._deadline_s:g} s) for "
+            f"{name_ranks(absent)}: {self._describe(absent)}"
+        )
