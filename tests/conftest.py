@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 
 import pytest
-
-from tests.watchdog import watched
+from backends import under_mpi
+from watchdog import watched
 
 LIMIT_S = 120
-
-
-def under_mpi() -> bool:
-    """Whether this process is a rank of an MPI job."""
-    return any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from localsgd.comm import Communicator, MismatchError
-from tests.conformance.conftest import Workers
+from backends import Workers
 
 Call = Callable[[Communicator], object]
 

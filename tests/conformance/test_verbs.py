@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from localsgd.comm import NON_MEMBER, Communicator, MismatchError
-from tests.conformance.conftest import Workers
-from tests.conformance.oracle import every, same_bits, some_values
+from backends import Workers
+from oracle import every, same_bits, some_values
 
 
 def test_allocated_memory_is_zeroed_and_has_the_asked_shape(workers: Workers) -> None:
