@@ -25,9 +25,7 @@ def shifted_mean(values: Sequence[Array], weights: Sequence[float]) -> Array:
     return (first - shift / work(sum(w for w in weights if w > 0))).astype(dtype)
 
 
-def two_level_mean(
-    values: Sequence[Array], weights: Sequence[float], topology: Topology
-) -> Array:
+def two_level_mean(values: Sequence[Array], weights: Sequence[float], topology: Topology) -> Array:
     """The shifted mean of every host, and of those, weighed by the hosts' weights."""
     hosts = [ranks for ranks in topology.hosts if any(weights[rank] > 0 for rank in ranks)]
     means = [

@@ -130,7 +130,9 @@ def test_wrong_on_one_rank_is_an_error_on_all_that_names_it(workers: Workers, na
             with pytest.raises(kind, match=message):
                 call(comm)
         else:
-            with pytest.raises(MismatchError, match=f"rank {culprit} could not take part: .*{message}"):
+            with pytest.raises(
+                MismatchError, match=f"rank {culprit} could not take part: .*{message}"
+            ):
                 comm.allreduce(mine, "mean")
         assert mine.tolist() == [1.0] * 8
         comm.barrier()

@@ -36,9 +36,7 @@ def filled(comm: Communicator, count: int, dtype: Any, memory: str, seed: int = 
 
 @pytest.mark.parametrize("memory", ["shared", "private"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
-def test_mean_is_the_shifted_mean_at_two_levels(
-    workers: Workers, dtype: Any, memory: str
-) -> None:
+def test_mean_is_the_shifted_mean_at_two_levels(workers: Workers, dtype: Any, memory: str) -> None:
     def body(comm: Communicator) -> None:
         for count in LENGTHS:
             buffer = filled(comm, count, dtype, memory)
@@ -198,7 +196,14 @@ def test_identical_replicas_stay_bit_identical(
 
     def body(comm: Communicator) -> None:
         info = ml_dtypes.finfo(dtype)
-        special = [0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.max, -info.max]
+        special = [
+            0.0,
+            -0.0,
+            info.smallest_subnormal,
+            -info.smallest_subnormal,
+            info.max,
+            -info.max,
+        ]
         values = np.concatenate(
             [some_values(0, 3001, dtype), np.array(special).astype(dtype), np.array([info.tiny])]
         ).astype(dtype)
