@@ -227,7 +227,7 @@ def draw(path: Path, comm: Communicator, outcomes: dict[str, list[Outcome]]) -> 
             label=name,
         )
     curves.set(xlabel="epoch", ylabel="held-out accuracy (%)", ylim=(85, 100))
-    costs.set(xlabel="moved between workers (MB)", ylabel="accuracy at the end (%)")
+    costs.set(xlabel="moved between workers (MB)", ylabel="accuracy at the end (%)", ylim=(95, 100))
     costs.set_xscale("symlog", linthresh=1)
     curves.legend(loc="lower right")
     figure.suptitle(f"Local SGD on handwritten digits, {comm.size} workers")
