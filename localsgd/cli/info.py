@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from localsgd.cli.launcher import LaunchError, find_mpirun
+from localsgd.cli.leftovers import without_leftovers
 from localsgd.comm.memory import available_bytes, why_not_shared
 
 PACKAGES = ("localsgd", "numpy", "mpi4py", "ml_dtypes", "torch")
@@ -19,8 +20,9 @@ PACKAGES = ("localsgd", "numpy", "mpi4py", "ml_dtypes", "torch")
 def show() -> None:
     """Prints the table."""
     table = Table(box=box.SIMPLE, show_header=False)
-    for name, value in rows():
-        table.add_row(name, value)
+    with without_leftovers():
+        for name, value in rows():
+            table.add_row(name, value)
     Console().print(table)
 
 
@@ -64,3 +66,4 @@ def _mpi() -> Iterator[tuple[str, str]]:
     from localsgd.comm import world
 
     yield "workers here", repr(world())
+    MPI.Finalize()

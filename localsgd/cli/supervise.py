@@ -11,23 +11,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from localsgd.cli.launcher import Job
+from localsgd.cli.leftovers import without_leftovers
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TIMED_OUT = 124
 _GRACE_S = 10.0
-_SHARED = Path("/dev/shm")
-_OF_MPI = ("sm_segment.", "vader_segment.", "mpich_shm_")
 _PR_SET_PDEATHSIG = 1
 
 
 def run_job(job: Job, timeout_s: float | None = None) -> int:
     """The exit code of the job: the ranks', 128 + n after signal n, 124 after the timeout."""
-    before = _segments()
-    with _session_folder(job) as environment:
+    with without_leftovers(), _session_folder(job) as environment:
         process = subprocess.Popen(
             job.command,
             env=environment,
@@ -36,7 +33,6 @@ def run_job(job: Job, timeout_s: float | None = None) -> int:
         )
         with _forwarding(process):
             code = _wait(process, timeout_s)
-    _remove_unused(_segments() - before)
     return 128 - code if code < 0 else code
 
 
@@ -88,28 +84,3 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _die_with_parent() -> None:
     """Makes the kernel end the job should this process be killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _segments() -> set[Path]:
-    """The files of MPI libraries in shared memory."""
-    if not _SHARED.is_dir():
-        return set()
-    return {path for path in _SHARED.iterdir() if path.name.startswith(_OF_MPI)}
-
-
-def _remove_unused(paths: set[Path]) -> None:
-    """Removes what has appeared during the job and no process has mapped: another job's is."""
-    if not paths:
-        return
-    mapped = "".join(_maps())
-    for path in paths:
-        if str(path) not in mapped and path.stat().st_uid == os.geteuid():
-            path.unlink(missing_ok=True)
-
-
-def _maps() -> Iterator[str]:
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            yield maps.read_text()
-        except OSError:
-            continue
