@@ -112,8 +112,7 @@ def check_arrays(params: Mapping[str, NDArray[Any]]) -> None:
         if not array.flags.writeable:
             raise ValueError(f"parameter {name!r} must be writeable, got a read-only array")
         if array.size > 1 and any(
-            not step and extent > 1
-            for step, extent in zip(array.strides, array.shape, strict=True)
+            not step and extent > 1 for step, extent in zip(array.strides, array.shape, strict=True)
         ):
             raise ValueError(f"parameter {name!r} must not overlap itself, got a stride of 0")
     _check_distinct(params.items())

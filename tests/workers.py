@@ -23,9 +23,7 @@ LAYOUTS = [
 ]
 
 
-def outcomes(
-    size: int, work: Callable[[Communicator], Any], hosts: str | None = None
-) -> list[Any]:
+def outcomes(size: int, work: Callable[[Communicator], Any], hosts: str | None = None) -> list[Any]:
     """For every rank what ``work`` returned, or the exception that it raised."""
 
     def caught(comm: Communicator) -> Any:

@@ -16,7 +16,7 @@ from localsgd.agreement import agreed
 from localsgd.arena import Arena
 from localsgd.checks import checked_count
 from localsgd.comm import NON_MEMBER, world
-from localsgd.comm.base import Array, Communicator, Update
+from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
 
 Arenas: TypeAlias = "Arena | Sequence[Arena]"
@@ -31,6 +31,8 @@ class ModelAverager:
         comm: the workers that take part.
         schedule: when rounds are due.
         mix: how much of its own value each worker keeps in a round, in [0, 1].
+        rounds: the number of rounds held since this averager was made.
+        traffic: what this worker has moved for them.
     """
 
     step: int
@@ -56,7 +58,8 @@ class ModelAverager:
             return schedule
 
         self.schedule = agreed_schedule(self.comm, prepare)
-        self.step = 0
+        self.step = self.rounds = 0
+        self.traffic = Traffic()
         self._samples: int | None = None
 
     def average_parameters(self, params: Arenas) -> bool:
@@ -174,6 +177,7 @@ class ModelAverager:
         return None if self._samples is None else float(self._samples)
 
     def _round(self, arenas: Sequence[Arena], group: Communicator, name: str) -> None:
+        before = group.traffic
         group.agree(name, "the step of the averager")
         for index, arena in enumerate(arenas):
             group.allreduce(
@@ -184,6 +188,8 @@ class ModelAverager:
                 mix=self.mix,
             )
         self._samples = None
+        self.rounds += 1
+        self.traffic += group.traffic - before
 
 
 def as_arenas(params: Arenas) -> tuple[Arena, ...]:
