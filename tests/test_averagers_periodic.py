@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workers import LAYOUTS, outcomes
 
 from localsgd import (
     NON_MEMBER,
@@ -18,6 +17,7 @@ from localsgd import (
     run_threads,
     solo,
 )
+from workers import LAYOUTS, outcomes
 
 
 def calls_that_averaged(averager: PeriodicModelAverager, arena: Arena, upto: int) -> list[int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workers import LAYOUTS, gradient, initial_values
 
 from localsgd import (
     Arena,
@@ -23,6 +22,7 @@ from localsgd import (
     run_threads,
     solo,
 )
+from workers import LAYOUTS, gradient, initial_values
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
