@@ -121,11 +121,7 @@ def test_a_single_host_is_the_world() -> None:
 
 
 def test_numbers_hosts_and_the_world_can_be_mixed() -> None:
-<<<<<<< HEAD
     """Hosts of 3 and 1: the largest has 3 workers, so "host" wins over pairs where both are due."""
-=======
-    """Uneven hosts 3+1: the largest has 3 workers, so ``"host"`` wins over pairs."""
->>>>>>> main
     levels = {2: 2, 4: "host", 8: "world"}
     none, pairs, within = [0.0, 1.0, 2.0, 3.0], PAIRS, [1.0, 1.0, 1.0, 3.0]
     expected = [ALL, none, pairs, none, within, none, pairs, none, ALL]
