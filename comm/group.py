@@ -7,9 +7,11 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -32,6 +34,16 @@ from .regions import Regions
 from .sharing import share
 from .topology import Topology
 from .waiting import Clock, Waiter
+
+
+_OPEN: WeakSet[Group] = WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Tells the ranks that still wait that this process has ended."""
+    for group in _OPEN:
+        group.leave()
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ class Group:
             self._mail, self._entrance, topology, self.rank, setting.regions, self._neighbours
         )
         self._calls, self._seconds = 0, 0.0
+        _OPEN.add(self)
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
@@ -237,8 +250,12 @@ class Group:
             self._background.drain()
             self._background.close()
             self._closed = True
-            self._entrance.leave()
+            self.leave()
             self._transport.close()
+
+    def leave(self) -> None:
+        """Tells the other ranks of this host that this one takes part no more."""
+        self._entrance.leave()
 
     def _reduce(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from weakref import finalize
+from weakref import ReferenceType, finalize, ref
 
 import numpy as np
 
@@ -61,7 +61,11 @@ class Regions:
         self._by_begin[begin] = Region(number, begin, own.nbytes, dict(others))
         # numpy lets every view refer to the array that owns the memory, never to another view.
         root = own.base if isinstance(own.base, np.ndarray) else own
-        finalize(root, self._by_begin.pop, begin, None)
+        finalize(root, _forget, ref(self), begin)
+
+    def forget(self, begin: int) -> None:
+        """Drops the block that begins at this address."""
+        self._by_begin.pop(begin, None)
 
     def find(self, buffer: Array, neighbours: Sequence[int]) -> Region | None:
         """The region that holds ``buffer`` and that all these ranks of the world share."""
@@ -71,3 +75,10 @@ class Regions:
                 shared = all(r in region.others for r in neighbours if r != self._world_rank)
                 return region if shared else None
         return None
+
+
+def _forget(regions: ReferenceType[Regions], begin: int) -> None:
+    """Weak, since the memory of workers that are threads would otherwise hold itself."""
+    table = regions()
+    if table is not None:
+        table.forget(begin)

@@ -40,17 +40,20 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
         CannotMap: on every rank, if one cannot map a neighbour's block.
     """
     ranks = topology.neighbours(rank)
-    if max(len(host) for host in topology.hosts) == 1:
-        own = np.zeros(nbytes, np.uint8)
-        return Shared(own, (own,), (os.getpid(),))
-    problem, address, own = "", (0, 0), np.zeros(0, np.uint8)
+    alone = max(len(host) for host in topology.hosts) == 1
+    problem, address, own = "", (os.getpid(), -1), np.zeros(0, np.uint8)
     try:
         require_memory(nbytes * len(ranks))
-        own, address = create_block(nbytes)
+        if alone:
+            own = np.zeros(nbytes, np.uint8)
+        else:
+            own, address = create_block(nbytes)
     except (MemoryError, OSError) as error:
         problem = str(error)
     answers = mail.collect([problem, *address])
     _raise_if_any(MemoryError, [answer[0] for answer in answers])
+    if alone:
+        return Shared(own, (own,), (os.getpid(),))
     pids = [int(answers[r][1]) for r in ranks]
     blocks: list[Bytes] = []
     try:

@@ -60,8 +60,12 @@ def run_threads(
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        office.abort(error)
+        raise
     if office.first_error is not None:
         raise office.first_error
     return [results[rank] for rank in range(size)]
@@ -83,11 +87,17 @@ class _Office:
         self.ended: dict[int, BaseException | None] = {}
         self.first_error: BaseException | None = None
 
+    def abort(self, error: BaseException) -> None:
+        """Ends everybody's waiting."""
+        with self.lock:
+            if self.first_error is None:
+                self.first_error = error
+
     def end(self, rank: int, error: BaseException | None) -> None:
+        if error is not None:
+            self.abort(error)
         with self.lock:
             self.ended[rank] = error
-            if error is not None and self.first_error is None:
-                self.first_error = error
 
 
 class ThreadTransport:

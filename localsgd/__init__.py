@@ -1,0 +1,49 @@
+"""Local SGD: one model on many workers that talk rarely."""
+
+from localsgd import optim
+from localsgd.arena import Arena, FlatArrays, Subset
+from localsgd.averagers import (
+    HierarchicalModelAverager,
+    ModelAverager,
+    PeriodicModelAverager,
+    average_parameters,
+)
+from localsgd.comm import (
+    NON_MEMBER,
+    Communicator,
+    MismatchError,
+    RankFailure,
+    Topology,
+    Traffic,
+    run_threads,
+    solo,
+    world,
+)
+from localsgd.optimizer import LocalSGD, PostLocalSGDOptimizer
+from localsgd.schedules import Schedule, aligned, every, post_local
+
+__all__ = [
+    "NON_MEMBER",
+    "Arena",
+    "Communicator",
+    "FlatArrays",
+    "HierarchicalModelAverager",
+    "LocalSGD",
+    "MismatchError",
+    "ModelAverager",
+    "PeriodicModelAverager",
+    "PostLocalSGDOptimizer",
+    "RankFailure",
+    "Schedule",
+    "Subset",
+    "Topology",
+    "Traffic",
+    "aligned",
+    "average_parameters",
+    "every",
+    "optim",
+    "post_local",
+    "run_threads",
+    "solo",
+    "world",
+]

@@ -1,0 +1,76 @@
+"""Do all ranks hold the same: one way to validate input that must be valid and equal everywhere.
+
+Every rank checks its own input and then enters the same collective, whatever came of it. So a
+rank with bad input raises its own error, and the others, at once, one that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from localsgd.comm.base import Communicator
+from localsgd.comm.errors import MismatchError, name_ranks
+
+T = TypeVar("T")
+
+
+def agreed(
+    comm: Communicator, what: str, prepare: Callable[[], T], lines: Callable[[T], Sequence[str]]
+) -> T:
+    """What ``prepare`` makes on this rank, once it is valid and equal on every rank.
+
+    Collective; sends a digest, and the lines themselves only if the digests differ.
+
+    Args:
+        comm: the ranks that must agree.
+        what: the name of the input in messages, as in ``parameters``.
+        prepare: checks this rank's input; raises TypeError or ValueError if it is invalid.
+        lines: describes what ``prepare`` made, one item a line, in an order that is part of
+            what must be equal.
+
+    Raises:
+        TypeError, ValueError: what ``prepare`` raised on this rank.
+        MismatchError: on every rank, naming the first line that differs and the ranks, or the
+            ranks whose input was invalid.
+    """
+    try:
+        value = prepare()
+        described = list(lines(value))
+    except (TypeError, ValueError) as error:
+        comm.collect({"invalid": f"{type(error).__name__}: {error}"})
+        raise
+    reports = comm.collect({"digest": _digest(described)})
+    invalid = [rank for rank, report in enumerate(reports) if "invalid" in report]
+    if invalid:
+        raise MismatchError(
+            f"{what} must be valid on every rank, got on {name_ranks(invalid)}: "
+            f"{reports[invalid[0]]['invalid']}"
+        )
+    if any(report["digest"] != reports[0]["digest"] for report in reports):
+        raise MismatchError(
+            f"{what} must be equal on every rank, got {first_difference(comm.collect(described))}"
+        )
+    return value
+
+
+def first_difference(lists: Sequence[Sequence[str]]) -> str:
+    """The first line on which the ranks' lists differ, in words; ranks with one line together.
+
+    >>> first_difference([["a", "b"], ["a", "c"], ["a", "b"]])
+    'b on ranks 0, 2; c on rank 1'
+    """
+    for index in range(max(len(lines) for lines in lists)):
+        ranks_with: dict[str, list[int]] = {}
+        for rank, lines in enumerate(lists):
+            line = lines[index] if index < len(lines) else "nothing more"
+            ranks_with.setdefault(line, []).append(rank)
+        if len(ranks_with) > 1:
+            return "; ".join(f"{line} on {name_ranks(ranks)}" for line, ranks in ranks_with.items())
+    raise ValueError("lists must differ, got equal ones")
+
+
+def _digest(lines: Sequence[str]) -> str:
+    text = "".join(f"{len(line)}:{line}" for line in lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

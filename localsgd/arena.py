@@ -1,0 +1,218 @@
+"""Where the numbers are: named parameters as shaped views of one buffer that can be averaged.
+
+The buffer comes from the communicator, so a round is one pass over memory without a copy. It
+never moves: views taken once stay valid through rounds, loads and changes of the group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from localsgd.agreement import agreed, first_difference
+from localsgd.comm import world
+from localsgd.comm.base import Array, Communicator, as_bytes
+from localsgd.comm.errors import MismatchError, name_ranks
+from localsgd.layout import Layout, check_parameters
+
+
+class FlatArrays(Mapping[str, Array]):
+    """Named arrays that are shaped views of one flat buffer.
+
+    ``arrays["w"] = values`` copies into the view; names and shapes are fixed.
+    """
+
+    def __init__(self, layout: Layout, flat: Array) -> None:
+        self._layout = layout
+        self._flat = flat
+        self._views = layout.views(flat)
+
+    @property
+    def flat(self) -> Array:
+        """The whole buffer, shape ``(count,)``; its memory is that of the views."""
+        return self._flat
+
+    @property
+    def layout(self) -> Layout:
+        """Names, shapes and dtype."""
+        return self._layout
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the order of the buffer."""
+        return self._layout.names
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the buffer and of every view."""
+        return self._layout.dtype
+
+    def slice_of(self, name: str) -> slice:
+        """The part of ``flat`` that holds this parameter."""
+        return self._layout.parts[name]
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __setitem__(self, name: str, values: ArrayLike) -> None:
+        view = self._views[name]
+        given = np.asarray(values)
+        if given is view:
+            return
+        if given.shape != view.shape:
+            raise ValueError(f"{name!r} must have shape {view.shape}, got {given.shape}")
+        if given.dtype.kind not in "biufV":
+            raise TypeError(f"{name!r} must be given real numbers, got {given.dtype}")
+        view[...] = given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name}{list(shape)}"
+            for name, shape in zip(self.names[:6], self._layout.shapes, strict=False)
+        )
+        more = f", and {len(self) - 6} more" if len(self) > 6 else ""
+        count = f"{self._layout.count:,} elements of {self.dtype.name}"
+        return f"{type(self).__name__}({shapes}{more}: {count}{self._where()})"
+
+    def _where(self) -> str:
+        return ""
+
+
+class Arena(FlatArrays):
+    """A model's parameters, of one dtype, in memory that workers average in place.
+
+    A model of several dtypes is a sequence of arenas.
+
+    >>> import numpy as np
+    >>> arena = Arena({"w": np.ones((2, 3)), "b": np.zeros(3)})
+    >>> arena
+    Arena(w[2, 3], b[3]: 9 elements of float64, rank 0 of 1)
+    >>> arena.grad["b"] += 1.0
+    >>> arena.grad.flat
+    array([0., 0., 0., 0., 0., 0., 1., 1., 1.])
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, NDArray[Any]],
+        comm: Communicator | None = None,
+        *,
+        start: Literal["broadcast", "check"] = "broadcast",
+    ) -> None:
+        """Copies ``params`` in, agrees on them with the other ranks, and gives all equal values.
+
+        Collective. Sends the parameters once with ``start="broadcast"``, digests with "check".
+
+        Args:
+            params: the names and initial values, of dtype float16, bfloat16, float32 or
+                float64; left as they are and not used afterwards.
+            comm: the workers that hold this model; None means ``localsgd.world()``.
+            start: how workers come to start equal: "broadcast" gives all the values of rank
+                0, "check" requires that they are equal already, to the bit.
+
+        Raises:
+            TypeError, ValueError: if this rank's ``params`` are invalid (``check_parameters``).
+            MismatchError: on every rank, if another rank's are invalid, if names, order, shapes
+                or dtypes differ, or, with "check", values: with the first difference and the
+                ranks.
+            MemoryError: on every rank, if the memory of one host does not suffice.
+        """
+        self._comm = world() if comm is None else comm
+
+        def prepare() -> Layout:
+            check_parameters(params)
+            if start not in ("broadcast", "check"):
+                raise ValueError(f"start must be 'broadcast' or 'check', got {start!r}")
+            return Layout.of(params)
+
+        layout = agreed(
+            self._comm, "parameters", prepare, lambda made: [*made.lines(), f"start={start!r}"]
+        )
+        super().__init__(layout, self._comm.allocate(layout.count, layout.dtype))
+        self._grad = FlatArrays(layout, self._comm.allocate(layout.count, layout.dtype))
+        for name, view in self.items():
+            view[...] = params[name]
+        if start == "broadcast":
+            self._comm.broadcast(self.flat, 0)
+        else:
+            _check_equal(self._comm, self)
+
+    @property
+    def comm(self) -> Communicator:
+        """The workers that hold this model."""
+        return self._comm
+
+    @property
+    def grad(self) -> FlatArrays:
+        """The gradients: the same names and shapes in a second buffer, zero at first."""
+        return self._grad
+
+    def subset(self, names: Iterable[str]) -> Subset:
+        """Some of the parameters, for a parameter group; kept in the order of the arena.
+
+        Raises:
+            ValueError: if a name is not in the arena or is given twice.
+        """
+        given = [names] if isinstance(names, str) else list(names)
+        for name in given:
+            if name not in self._views:
+                raise ValueError(f"names must be parameters of the arena, got {name!r}")
+        if len(set(given)) < len(given):
+            raise ValueError(f"names must be distinct, got {given}")
+        return Subset(self, tuple(name for name in self.names if name in set(given)))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Arena must stay with its group of workers and cannot be copied or pickled; "
+            "copy the values instead: {name: array.copy() for name, array in arena.items()}"
+        )
+
+    def _where(self) -> str:
+        return f", rank {self._comm.rank} of {self._comm.size}"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some parameters of an arena.
+
+    Attributes:
+        arena: the arena.
+        names: the parameters, in the order of the arena.
+    """
+
+    arena: Arena
+    names: tuple[str, ...]
+
+
+def _check_equal(comm: Communicator, arena: Arena) -> None:
+    digests = comm.collect(_digest(arena.flat))
+    ranks = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if ranks:
+        lines = [
+            f"parameter {name!r} with digest {_digest(view)[:8]}" for name, view in arena.items()
+        ]
+        raise MismatchError(
+            f"with start='check' all ranks must start from equal values, got others than rank "
+            f"0's on {name_ranks(ranks)}: {first_difference(comm.collect(lines))}"
+        )
+
+
+def _digest(array: Array) -> str:
+    return hashlib.sha256(as_bytes(array.reshape(-1)).data).hexdigest()

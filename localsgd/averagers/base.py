@@ -1,0 +1,220 @@
+"""What becomes of the workers' average: count local steps, and when one is due, hold a round.
+
+The step counter here is the only one in the library. An averager is a schedule, a group of
+workers and a rule for the mean; plain averaging has the empty rule. A method with outer state
+(an anchor, momentum, a centre) is a subclass that gives ``update_of`` and ``mix``, and sees
+this rank's shard of the mean in cache-sized blocks before it is written back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from localsgd.agreement import agreed
+from localsgd.arena import Arena
+from localsgd.checks import checked_count
+from localsgd.comm import NON_MEMBER, world
+from localsgd.comm.base import Array, Communicator, Traffic, Update
+from localsgd.schedules import Schedule
+
+Arenas: TypeAlias = "Arena | Sequence[Arena]"
+S = TypeVar("S", bound=Schedule)
+
+
+class ModelAverager:
+    """Averages the parameters of all workers whenever a schedule says so.
+
+    Attributes:
+        step: the number of local steps counted so far.
+        comm: the workers that take part.
+        schedule: when rounds are due.
+        mix: how much of its own value each worker keeps in a round, in [0, 1].
+        rounds: the number of rounds held since this averager was made.
+        traffic: what this worker has moved for them.
+    """
+
+    step: int
+    mix: float = 0.0
+
+    def __init__(self, schedule: Schedule, comm: Communicator | None = None) -> None:
+        """Collective: the schedule must be equal on all ranks.
+
+        Args:
+            schedule: when rounds are due, as in ``every(16)``; its ``repr`` is compared.
+            comm: the workers that take part; None means ``localsgd.world()``. A worker outside
+                (``NON_MEMBER``) counts its steps and never communicates.
+
+        Raises:
+            TypeError: if ``schedule`` has no ``due``.
+            MismatchError: on every rank, if schedules differ.
+        """
+        self.comm = world() if comm is None else comm
+
+        def prepare() -> Schedule:
+            if not isinstance(schedule, Schedule):
+                raise TypeError(f"schedule must have due(step), as every(8) has, got {schedule!r}")
+            return schedule
+
+        self.schedule = agreed_schedule(self.comm, prepare)
+        self.step = self.rounds = 0
+        self.traffic = Traffic()
+        self._samples: int | None = None
+
+    def average_parameters(self, params: Arenas) -> bool:
+        """Counts one local step; when due, moves every worker to the mean.
+
+            params = Σ weight · params / Σ weight    over the workers of ``group_due``
+
+        Collective when due: once for each arena, after a comparison of the step.
+
+        Args:
+            params: this worker's parameters; changed in place.
+
+        Returns:
+            Whether a round was held.
+
+        Raises:
+            MismatchError: on every rank, if ranks stand at different steps, or some record
+                samples and others do not.
+            RankFailure: if a worker died before the round.
+
+            Whatever is raised, the step is not counted and samples stay recorded.
+        """
+        arenas = as_arenas(params)
+        group = self.group_due(self.step + 1)
+        if group is not None:
+            self._round(arenas, group, f"round after step {self.step + 1}")
+        self.step += 1
+        return group is not None
+
+    def flush(self, params: Arenas) -> None:
+        """Holds a round of all workers now; counts no step and does not move the phase.
+
+        Collective. For the end of training, or before validating or saving.
+
+        Raises:
+            MismatchError, RankFailure: as ``average_parameters``.
+        """
+        arenas = as_arenas(params)
+        if self.comm is not NON_MEMBER:
+            self._round(arenas, self.comm, f"flush after step {self.step}")
+
+    def record_samples(self, count: int) -> None:
+        """Adds to the samples seen since the last round, the weight of this worker in the next.
+
+        Between two rounds all workers record, or none does and all weigh equally. A worker that
+        recorded 0 takes the result and gives nothing.
+
+        Raises:
+            TypeError, ValueError: unless ``count`` is an integer of at least 0.
+        """
+        self._samples = (self._samples or 0) + checked_count("count", count, at_least=0)
+
+    def mean_of(self, params: Arenas) -> dict[str, Array]:
+        """The weighted mean of the workers' parameters, which stay as they are.
+
+        Collective; no round: nothing is counted and recorded samples stay. For evaluating in
+        mid-period. Needs a copy of the parameters.
+
+        Returns:
+            A new array for every parameter, equal on every rank.
+        """
+        mean: dict[str, Array] = {}
+        for arena in as_arenas(params):
+            flat = arena.flat.copy()
+            if self.comm is not NON_MEMBER:
+                self.comm.allreduce(flat, "mean", weight=self._weight())
+            mean.update(arena.layout.views(flat))
+        return mean
+
+    def group_due(self, step: int) -> Communicator | None:
+        """The workers that this one averages with after local step ``step``; None if none."""
+        if self.comm is NON_MEMBER or not self.schedule.due(step):
+            return None
+        return self.comm
+
+    def update_of(self, index: int, arena: Arena) -> Update | None:
+        """The rule for the mean of arena number ``index``; None writes back the mean itself.
+
+        It becomes ``update`` of ``Communicator.allreduce``, and is asked for once a round.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that this rank needs to resume, as JSON values: step, samples, schedule."""
+        return {"step": self.step, "samples": self._samples, "schedule": _words(self.schedule)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a ``state_dict``; not collective.
+
+        Warns:
+            UserWarning: if it was saved under another schedule; this averager's own is kept.
+
+        Raises:
+            TypeError, ValueError: if it does not fit; then nothing has changed.
+        """
+        for key in ("step", "samples", "schedule"):
+            if not isinstance(state_dict, Mapping) or key not in state_dict:
+                raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
+        step = checked_count("step", state_dict["step"], at_least=0)
+        samples = state_dict["samples"]
+        if samples is not None:
+            samples = checked_count("samples", samples, at_least=0)
+        if state_dict["schedule"] != _words(self.schedule):
+            warnings.warn(
+                f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
+                f"goes on with {_words(self.schedule)}.",
+                stacklevel=2,
+            )
+        self.step, self._samples = step, samples
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.schedule!r})"
+
+    def _weight(self) -> float | None:
+        return None if self._samples is None else float(self._samples)
+
+    def _round(self, arenas: Sequence[Arena], group: Communicator, name: str) -> None:
+        before = group.traffic
+        group.agree(name, "the step of the averager")
+        for index, arena in enumerate(arenas):
+            group.allreduce(
+                arena.flat,
+                "mean",
+                weight=self._weight(),
+                update=self.update_of(index, arena),
+                mix=self.mix,
+            )
+        self._samples = None
+        self.rounds += 1
+        self.traffic += group.traffic - before
+
+
+def as_arenas(params: Arenas) -> tuple[Arena, ...]:
+    """The arenas of one model.
+
+    Raises:
+        TypeError: for anything but an arena or a sequence of arenas.
+        ValueError: if the sequence is empty.
+    """
+    if isinstance(params, Arena):
+        return (params,)
+    if not isinstance(params, Sequence) or not all(isinstance(entry, Arena) for entry in params):
+        raise TypeError(f"params must be an Arena or a sequence of Arenas, got {params!r}")
+    if not params:
+        raise ValueError("params must hold at least one Arena, got an empty sequence")
+    return tuple(params)
+
+
+def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
+    """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
+    if comm is NON_MEMBER:
+        return prepare()
+    return agreed(comm, "schedules", prepare, lambda schedule: [_words(schedule)])
+
+
+def _words(schedule: Schedule) -> str:
+    kind = type(schedule)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)

@@ -1,0 +1,54 @@
+"""A round every so many steps, in PyTorch's phase.
+
+Source: torch.distributed.algorithms.model_averaging.averagers.PeriodicModelAverager (PyTorch
+2.13): constructor, warnings, steps at which it averages, and what a failed round leaves.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from localsgd.averagers.base import ModelAverager, agreed_schedule
+from localsgd.comm import world
+from localsgd.comm.base import Communicator
+from localsgd.schedules import post_local
+
+
+class PeriodicModelAverager(ModelAverager):
+    """Averages after steps w+1, w+1+p, w+1+2p, … of all workers; w is the warm-up.
+
+    Attributes:
+        period: steps per round.
+        warmup_steps: steps before the first round; gradients are expected to be averaged
+            meanwhile.
+    """
+
+    def __init__(
+        self, period: int, warmup_steps: int = 0, comm: Communicator | None = None
+    ) -> None:
+        """Collective: both numbers must be equal on all ranks.
+
+        Args:
+            period: steps per round, at least 1.
+            warmup_steps: at least 0.
+            comm: the workers that take part; None means ``localsgd.world()``.
+
+        Warns:
+            UserWarning: for a period of 1, which saves no communication.
+
+        Raises:
+            TypeError, ValueError: for an invalid number; ``warmup_steps`` is checked first.
+            MismatchError: on every rank, if the numbers differ or those of another rank are
+                invalid.
+        """
+        comm = world() if comm is None else comm
+        schedule = agreed_schedule(comm, lambda: post_local(period, warmup_steps))
+        if period == 1:
+            warnings.warn(
+                "period 1 averages parameters after every step, which saves no communication "
+                "over averaging gradients.",
+                stacklevel=2,
+            )
+        super().__init__(schedule, comm)
+        self.period = int(period)
+        self.warmup_steps = int(warmup_steps)

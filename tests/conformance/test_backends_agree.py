@@ -1,0 +1,68 @@
+"""One layout gives one set of bits, whatever carries the messages."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from localsgd.comm import BFLOAT16, Communicator, run_threads, world
+from backends import DEADLINE_S, Workers
+from oracle import some_values
+
+
+def digest(comm: Communicator) -> str:
+    """Of what a rank holds after every kind of reduction."""
+    found = hashlib.sha256()
+    kinds: list[Any] = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+    for dtype in kinds:
+        for count in (1, 1001, 150_001):
+            buffer = comm.allocate(count, dtype)
+            for weight in (None, 1.0 + comm.rank):
+                buffer[...] = some_values(comm.rank, count, dtype)
+                comm.allreduce(buffer, "mean", weight=weight, mix=0.0)
+                found.update(buffer.tobytes())
+            comm.allreduce(buffer, "sum", codec=BFLOAT16)
+            found.update(buffer.tobytes())
+    return found.hexdigest()
+
+
+def test_this_backend_gives_the_bits_of_threads(workers: Workers) -> None:
+    expected = run_threads(workers.size, digest, hosts=workers.hosts, deadline_s=DEADLINE_S)
+    assert len(set(expected)) == 1
+
+    def body(comm: Communicator) -> None:
+        assert digest(comm) == expected[0]
+
+    workers.run(body)
+
+
+def test_native_reduction_agrees_to_rounding(workers: Workers) -> None:
+    if workers.backend != "processes":
+        # Only MPI has a reduction of its own; asking for it elsewhere is an error.
+        try:
+            world(reduction="native")
+        except ValueError as error:
+            assert "reduction 'native' needs MPI" in str(error)
+        else:
+            raise AssertionError("a group without MPI took reduction 'native'")
+        return
+    comm = workers.world()
+    native = world(hosts=workers.hosts, reduction="native", deadline_s=DEADLINE_S)
+    for op in ("mean", "sum", "max"):
+        for weight in (None, 1.0 + comm.rank) if op == "mean" else (None,):
+            exact = some_values(comm.rank, 5001, np.float32)
+            library = exact.copy()
+            comm.allreduce(exact, op, weight=weight)  # type: ignore[arg-type]
+            native.allreduce(
+                library,
+                op,  # type: ignore[arg-type]
+                weight=weight,
+                update=lambda part, mean: np.multiply(mean, 2, out=mean),  # type: ignore[arg-type]
+            )
+            # Values below 64 summed over at most 6 ranks, in float32.
+            np.testing.assert_allclose(library, 2 * exact, rtol=1e-5, atol=2e-4)
+            rows = comm.collect(library.tobytes().hex())
+            assert len(set(rows)) == 1

@@ -1,0 +1,31 @@
+"""What holds for every test: a time limit that says where each rank stood."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from backends import under_mpi
+from watchdog import watched
+
+LIMIT_S = 120
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with watched(LIMIT_S):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Ends the whole job when a test fails on one rank: the others may wait for it for ever."""
+    report = yield
+    if report.failed and under_mpi():  # type: ignore[attr-defined]
+        from mpi4py import MPI
+
+        print(f"rank {MPI.COMM_WORLD.rank}: {item.nodeid}", file=sys.__stderr__)
+        print(report.longreprtext, file=sys.__stderr__, flush=True)  # type: ignore[attr-defined]
+        MPI.COMM_WORLD.Abort(1)
+    return report

@@ -1,0 +1,425 @@
+"""Counting, rounds, weights, flush, evaluation and saving: what every averager does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from workers import LAYOUTS, outcomes
+
+from localsgd import (
+    NON_MEMBER,
+    Arena,
+    Communicator,
+    MismatchError,
+    ModelAverager,
+    average_parameters,
+    every,
+    run_threads,
+    solo,
+)
+
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+def model(comm: Communicator, dtype: Any = np.float64) -> Arena:
+    return Arena({"w": np.zeros(2, dtype), "b": np.zeros((), dtype)}, comm)
+
+
+def filled(comm: Communicator, value: float) -> Arena:
+    arena = model(comm)
+    arena.flat[...] = value
+    return arena
+
+
+def test_steps_are_counted_and_rounds_reported() -> None:
+    def work(comm: Communicator) -> tuple[list[bool], int]:
+        averager, arena = ModelAverager(every(3), comm), model(comm)
+        return [averager.average_parameters(arena) for _ in range(7)], averager.step
+
+    for rounds, step in run_threads(2, work):
+        assert rounds == [False, False, True, False, False, True, False]
+        assert step == 7
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_a_round_moves_every_worker_to_the_mean_in_place(size: int, hosts: str) -> None:
+    def work(comm: Communicator) -> tuple[bytes, list[float], bool]:
+        averager, arena = ModelAverager(every(1), comm), filled(comm, 3.0 * comm.rank + 1)
+        view = arena["w"]
+        averager.average_parameters(arena)
+        return arena.flat.tobytes(), arena.flat.tolist(), np.shares_memory(view, arena["w"])
+
+    results = run_threads(size, work, hosts=hosts)
+    assert len({bits for bits, _, _ in results}) == 1
+    assert all(shared for _, _, shared in results)
+    np.testing.assert_allclose(results[0][1], 3.0 * (size - 1) / 2 + 1, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "hosts"), [(3, "2+1"), (6, "3+2+1"), (7, "7")])
+def test_identical_replicas_stay_bit_identical(size: int, hosts: str, dtype: Any) -> None:
+    limits = ml_dtypes.finfo(dtype)
+    given = np.random.default_rng(0).normal(size=500).astype(dtype)
+    given[:3] = [limits.max, limits.tiny, limits.smallest_subnormal]
+
+    def work(comm: Communicator) -> bool:
+        arena = Arena({"w": given}, comm)
+        averager = ModelAverager(every(1), comm)
+        averager.average_parameters(arena)
+        averager.record_samples(comm.rank + 1)
+        averager.average_parameters(arena)
+        return arena.flat.tobytes() == given.tobytes()
+
+    assert all(run_threads(size, work, hosts=hosts))
+
+
+def test_several_arenas_are_one_model_and_one_step() -> None:
+    def work(comm: Communicator) -> tuple[int, list[float], list[float]]:
+        wide, narrow = filled(comm, comm.rank), Arena({"n": np.zeros(2, np.float16)}, comm)
+        narrow.flat[...] = 10 * comm.rank
+        averager = ModelAverager(every(1), comm)
+        averager.average_parameters([wide, narrow])
+        return averager.step, wide.flat.tolist(), narrow.flat.tolist()
+
+    for result in run_threads(3, work):
+        assert result == (1, [1.0] * 3, [10.0] * 2)
+
+
+def test_the_default_group_is_the_world() -> None:
+    def work(comm: Communicator) -> list[float]:
+        arena = filled(comm, comm.rank)
+        ModelAverager(every(1)).average_parameters(arena)
+        return arena.flat.tolist()
+
+    assert run_threads(3, work) == [[1.0] * 3] * 3
+
+
+def test_workers_average_with_their_own_group_only() -> None:
+    def work(comm: Communicator) -> list[float]:
+        arena = filled(comm, comm.rank)
+        ModelAverager(every(1), comm.split(comm.rank % 2)).average_parameters(arena)
+        return arena.flat.tolist()
+
+    assert run_threads(4, work, hosts="2+2") == [[1.0] * 3, [2.0] * 3] * 2
+
+
+def test_a_worker_outside_the_group_counts_and_does_not_change() -> None:
+    def work(comm: Communicator) -> tuple[list[bool], int, list[float]]:
+        arena = filled(comm, comm.rank)
+        group = comm.split(0 if comm.rank < 2 else None)
+        averager = ModelAverager(every(2), group)
+        rounds = [averager.average_parameters(arena) for _ in range(2)]
+        averager.flush(arena)
+        assert averager.mean_of(arena)["w"].tolist() == arena["w"].tolist()
+        return rounds, averager.step, arena.flat.tolist()
+
+    inside = ([False, True], 2, [0.5] * 3)
+    assert run_threads(3, work) == [inside, inside, ([False, False], 2, [2.0] * 3)]
+
+
+def test_a_failed_round_is_not_counted_and_keeps_the_samples() -> None:
+    def work(comm: Communicator) -> tuple[int, Any]:
+        averager, arena = ModelAverager(every(2), comm), filled(comm, comm.rank)
+        averager.average_parameters(arena)
+        if comm.rank == 0:
+            averager.record_samples(3)
+        with pytest.raises(MismatchError, match="weight"):
+            averager.average_parameters(arena)
+        assert arena.flat.tolist() == [comm.rank] * 3
+        saved = averager.state_dict()
+        if comm.rank == 1:
+            averager.record_samples(1)
+        assert averager.average_parameters(arena)
+        assert arena.flat.tolist() == [0.25] * 3
+        return saved["step"], saved["samples"]
+
+    assert run_threads(2, work) == [(1, 3), (1, None)]
+
+
+def test_workers_at_different_steps_get_an_error_on_every_rank() -> None:
+    def work(comm: Communicator) -> int:
+        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
+        averager.step = 5 if comm.rank == 1 else 4
+        with pytest.raises(MismatchError, match="round after step 5.*round after step 6"):
+            averager.average_parameters(arena)
+        assert arena.flat.tolist() == [comm.rank] * 3
+        return averager.step
+
+    assert run_threads(3, work) == [4, 5, 4]
+
+
+def test_different_schedules_are_an_error_on_every_rank() -> None:
+    for outcome in outcomes(3, lambda comm: ModelAverager(every(4 + comm.rank // 2), comm)):
+        assert isinstance(outcome, MismatchError)
+        assert str(outcome).endswith("got every(4) on ranks 0, 1; every(5) on rank 2")
+
+
+def test_a_schedule_without_a_repr_is_compared_by_its_class() -> None:
+    class Once:
+        def due(self, step: int) -> bool:
+            return step == 1
+
+    def work(comm: Communicator) -> tuple[list[bool], str]:
+        averager, arena = ModelAverager(Once(), comm), model(comm)
+        return [averager.average_parameters(arena) for _ in range(2)], averager.state_dict()[
+            "schedule"
+        ]
+
+    for rounds, words in run_threads(2, work):
+        assert rounds == [True, False]
+        assert words.endswith("Once")
+
+
+def test_a_schedule_must_have_due() -> None:
+    with pytest.raises(TypeError, match=r"schedule must have due\(step\).*got 8"):
+        ModelAverager(8, solo())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", [np.zeros(3), {"w": np.zeros(3)}, [np.zeros(3)], "w", None])
+def test_parameters_must_be_arenas(params: Any) -> None:
+    averager = ModelAverager(every(1), solo())
+    with pytest.raises(TypeError, match="params must be an Arena or a sequence of Arenas"):
+        averager.average_parameters(params)
+    with pytest.raises(ValueError, match="at least one Arena"):
+        averager.average_parameters([])
+    assert averager.step == 0
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_samples_seen_since_the_last_round_are_the_weights_of_the_next(
+    size: int, hosts: str
+) -> None:
+    """Weights 3(r+1), the sum of two records, and values r: the mean is 2·Σr(r+1) / (n(n+1))."""
+
+    def work(comm: Communicator) -> tuple[list[float], list[float]]:
+        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
+        averager.record_samples(comm.rank + 1)
+        averager.record_samples(2 * (comm.rank + 1))
+        averager.average_parameters(arena)
+        weighted = arena.flat.tolist()
+        arena.flat[...] = comm.rank
+        averager.average_parameters(arena)
+        return weighted, arena.flat.tolist()
+
+    mean = sum(rank * (rank + 1) for rank in range(size)) * 2 / (size * (size + 1))
+    for weighted, equal in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(weighted, mean, rtol=1e-14)
+        np.testing.assert_allclose(equal, (size - 1) / 2, rtol=1e-15)
+
+
+def test_a_worker_without_samples_takes_the_result_and_gives_nothing() -> None:
+    def work(comm: Communicator) -> list[float]:
+        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank + 1)
+        if comm.rank == 0:
+            arena.flat[...] = np.nan
+        averager.record_samples(comm.rank)
+        averager.average_parameters(arena)
+        return arena.flat.tolist()
+
+    assert run_threads(3, work) == [[2.0 / 3 + 3.0 * 2 / 3] * 3] * 3
+
+
+def test_no_samples_anywhere_is_an_error_on_every_rank() -> None:
+    def work(comm: Communicator) -> None:
+        averager = ModelAverager(every(1), comm)
+        averager.record_samples(0)
+        averager.average_parameters(filled(comm, comm.rank))
+
+    for outcome in outcomes(3, work):
+        assert isinstance(outcome, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("count", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
+)
+def test_samples_are_counted_in_whole_numbers(count: Any, error: type[Exception]) -> None:
+    averager = ModelAverager(every(1), solo())
+    with pytest.raises(error, match="count must be"):
+        averager.record_samples(count)
+    assert averager.state_dict()["samples"] is None
+
+
+def test_flush_holds_a_round_without_a_step() -> None:
+    def work(comm: Communicator) -> tuple[list[float], int, list[bool]]:
+        averager, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
+        averager.average_parameters(arena)
+        averager.flush(arena)
+        flushed = arena.flat.tolist()
+        return flushed, averager.step, [averager.average_parameters(arena) for _ in range(2)]
+
+    assert run_threads(3, work) == [([1.0] * 3, 1, [False, True])] * 3
+
+
+def test_flush_uses_and_resets_the_samples() -> None:
+    def work(comm: Communicator) -> tuple[list[float], list[float]]:
+        averager, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
+        averager.record_samples(1 + 2 * comm.rank)
+        averager.flush(arena)
+        weighted = arena.flat.tolist()
+        averager.flush(arena)
+        return weighted, arena.flat.tolist()
+
+    assert run_threads(2, work) == [([0.75] * 3, [0.75] * 3)] * 2
+
+
+def test_flush_and_a_round_do_not_mix() -> None:
+    def work(comm: Communicator) -> None:
+        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
+        averager.flush(arena) if comm.rank else averager.average_parameters(arena)
+
+    for outcome in outcomes(2, work):
+        assert isinstance(outcome, MismatchError)
+        assert "flush after step 0" in str(outcome)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_the_mean_can_be_evaluated_without_a_round(size: int, hosts: str) -> None:
+    def work(comm: Communicator) -> None:
+        averager, arena = ModelAverager(every(2), comm), filled(comm, comm.rank)
+        other = Arena({"n": np.full(2, 4.0, np.float32)}, comm)
+        averager.record_samples(comm.rank + 1)
+        before = averager.state_dict()
+        mean = averager.mean_of([arena, other])
+        assert list(mean) == ["w", "b", "n"]
+        assert mean["b"].shape == ()
+        np.testing.assert_allclose(mean["w"], 2 * (size - 1) / 3, rtol=1e-14)
+        assert mean["n"].tolist() == [4.0, 4.0]
+        assert arena.flat.tolist() == [comm.rank] * 3
+        assert averager.state_dict() == before
+        mean["w"][...] = 99
+        assert arena.flat.tolist() == [comm.rank] * 3
+
+    run_threads(size, work, hosts=hosts)
+
+
+def test_resuming_an_averager_keeps_phase_and_samples() -> None:
+    def work(comm: Communicator) -> tuple[list[float], list[float], list[bool]]:
+        first, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
+        first.average_parameters(arena)
+        first.average_parameters(arena)
+        first.record_samples(1 + 2 * comm.rank)
+        resumed, copy = ModelAverager(every(3), comm), filled(comm, comm.rank)
+        resumed.load_state_dict(first.state_dict())
+        first.average_parameters(arena)
+        rounds = [resumed.average_parameters(copy) for _ in range(4)]
+        return arena.flat.tolist(), copy.flat.tolist(), rounds
+
+    assert run_threads(2, work) == [([0.75] * 3, [0.75] * 3, [True, False, False, True])] * 2
+
+
+def test_loading_under_another_schedule_warns_and_keeps_its_own() -> None:
+    averager = ModelAverager(every(3), solo())
+    saved = ModelAverager(every(4), solo()).state_dict()
+    with pytest.warns(UserWarning, match=r"saved with schedule every\(4\).*every\(3\)") as caught:
+        averager.load_state_dict(saved)
+    assert caught[0].filename == __file__
+    assert averager.schedule == every(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"step": -1}, ValueError, "step must be at least 0"),
+        ({"step": "7"}, TypeError, "step must be an integer"),
+        ({"samples": 0.5}, TypeError, "samples must be an integer"),
+        (None, ValueError, "must have 'step'"),
+    ],
+)
+def test_a_failing_load_changes_nothing(change: Any, error: type[Exception], message: str) -> None:
+    averager = ModelAverager(every(3), solo())
+    averager.record_samples(5)
+    before = averager.state_dict()
+    with pytest.raises(error, match=message):
+        averager.load_state_dict({**before, "step": 9, **change} if change else {})
+    assert averager.state_dict() == before
+
+
+def test_a_method_with_outer_state_gives_its_rule_for_the_mean() -> None:
+    """Moving half of the way from 0 to the mean: workers at 0..2 meet at 1/2, then keep 1/4."""
+
+    class HalfWay(ModelAverager):
+        mix = 0.25
+
+        def update_of(self, index: int, arena: Arena) -> Any:
+            def update(part: slice, mean: np.ndarray) -> None:
+                mean *= 0.5
+
+            return update
+
+    def work(comm: Communicator) -> list[float]:
+        arena = filled(comm, comm.rank)
+        HalfWay(every(1), comm).average_parameters(arena)
+        return arena.flat.tolist()
+
+    assert run_threads(3, work, hosts="2+1") == [
+        [0.25 * rank + 0.75 * 0.5] * 3 for rank in range(3)
+    ]
+
+
+def test_repr_shows_the_schedule() -> None:
+    assert repr(ModelAverager(every(3), solo())) == "ModelAverager(every(3))"
+
+
+def test_one_average_of_plain_arrays_in_place() -> None:
+    def work(comm: Communicator) -> list[list[float]]:
+        base = np.zeros((3, 4))
+        strided = base[:, ::2]
+        strided[...] = comm.rank
+        plain = np.full((2, 2), 4.0 * comm.rank, np.float32)
+        average_parameters([plain, strided], comm)
+        assert base[:, 1::2].tolist() == [[0.0] * 2] * 3
+        return [plain.reshape(-1).tolist(), strided.reshape(-1).tolist()]
+
+    assert run_threads(3, work) == [[[4.0] * 4, [1.0] * 6]] * 3
+
+
+def test_one_average_of_an_arena_its_gradients_or_a_mapping() -> None:
+    def work(comm: Communicator) -> None:
+        arena = filled(comm, comm.rank)
+        arena.grad.flat[...] = 10.0 * comm.rank
+        average_parameters(arena)
+        average_parameters(arena.grad, comm)
+        named = {"a": np.array(3.0 * comm.rank)}
+        average_parameters(named, comm)
+        assert arena.flat.tolist() == [1.0] * 3
+        assert arena.grad.flat.tolist() == [10.0] * 3
+        assert named["a"] == 3.0
+
+    run_threads(3, work)
+
+
+def test_one_average_by_no_member_changes_nothing() -> None:
+    array = np.ones(2)
+    average_parameters([array], NON_MEMBER)
+    assert array.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([np.zeros(2, int)], TypeError, "must be one of float16"),
+        ([], ValueError, "at least one"),
+        (3.0, TypeError, "params must be arenas or numpy arrays, got 3.0"),
+        ([[1.0]], TypeError, "must be a plain numpy array, got a list"),
+    ],
+)
+def test_one_average_of_invalid_arrays_is_an_error_on_all(
+    params: Any, error: type[Exception], message: str
+) -> None:
+    def work(comm: Communicator) -> None:
+        average_parameters(params if comm.rank == 1 else [np.zeros(2)], comm)
+
+    other, own = outcomes(2, work)
+    with pytest.raises(error, match=message):
+        raise own
+    assert isinstance(other, MismatchError)
+    assert "got on rank 1" in str(other)
+
+
+def test_one_average_of_different_arrays_is_an_error_on_all() -> None:
+    for outcome in outcomes(2, lambda comm: average_parameters([np.zeros(2 + comm.rank)], comm)):
+        assert isinstance(outcome, MismatchError)
+        assert "array 0 float64[2] on rank 0; array 0 float64[3] on rank 1" in str(outcome)

@@ -1,0 +1,389 @@
+"""The manners that all local optimizers share: groups, gradients, state, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from workers import outcomes
+
+from localsgd import Arena, Communicator, MismatchError, optim, solo
+
+MAKERS: list[Callable[[Any], optim.Optimizer]] = [
+    lambda params: optim.SGD(params, lr=0.125, momentum=0.5, weight_decay=0.25),
+    lambda params: optim.AdamW(params, lr=0.125),
+]
+KINDS = ["SGD", "AdamW"]
+
+
+def model(comm: Communicator | None = None, dtype: Any = np.float64) -> Arena:
+    return Arena(
+        {"w": np.ones((2, 2), dtype), "b": np.ones(3, dtype), "v": np.ones(1, dtype)},
+        solo() if comm is None else comm,
+    )
+
+
+def take_steps(optimizer: optim.Optimizer, arena: Arena, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        arena.grad.flat[...] = np.sin(step + np.arange(arena.flat.size))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=KINDS)
+def test_a_step_consumes_the_gradients(make: Callable[[Any], optim.Optimizer]) -> None:
+    arena = model()
+    optimizer = make(arena)
+    arena.grad.flat[...] = 3.0
+    optimizer.step()
+    assert arena.grad.flat.tolist() == [0.0] * 8
+
+
+def test_a_gradient_never_written_counts_as_zero() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5)
+    for _ in range(3):
+        arena.grad["b"] += 1.0
+        sgd.step()
+    assert arena["w"].tolist() == [[1, 1], [1, 1]]
+    assert arena["b"].tolist() == [-0.5] * 3
+
+
+def test_a_step_leaves_gradients_of_other_parameters_alone() -> None:
+    arena = model()
+    weights, biases = (
+        optim.SGD(arena.subset(["w", "v"]), lr=0.5),
+        optim.SGD(arena.subset("b"), lr=1),
+    )
+    arena.grad.flat[...] = 1.0
+    weights.step()
+    assert arena.flat.tolist() == [0.5] * 4 + [1] * 3 + [0.5]
+    assert arena.grad.flat.tolist() == [0] * 4 + [1] * 3 + [0]
+    weights.zero_grad()
+    biases.step()
+    assert arena.flat.tolist() == [0.5] * 4 + [0] * 3 + [0.5]
+
+
+def test_zero_grad_throws_gradients_away() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5)
+    arena.grad.flat[...] = 1.0
+    sgd.zero_grad()
+    sgd.step()
+    assert arena.flat.tolist() == [1.0] * 8
+
+
+def test_a_closure_computes_gradients_and_its_loss_is_returned() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5)
+
+    def closure() -> float:
+        arena.grad["b"] += 2.0
+        return 42.0
+
+    assert sgd.step(closure) == 42.0
+    assert arena["b"].tolist() == [0.0] * 3
+    assert sgd.step() is None
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=KINDS)
+def test_memory_never_moves(make: Callable[[Any], optim.Optimizer]) -> None:
+    arena = model()
+    view, start = arena["b"], arena.flat.__array_interface__["data"]
+    optimizer = make(arena)
+    take_steps(optimizer, arena, 1, 3)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert np.shares_memory(view, arena.flat)
+    assert arena.flat.__array_interface__["data"] == start
+    assert np.shares_memory(view, arena["b"])
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=KINDS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_step_makes_no_temporary_of_the_models_size(
+    make: Callable[[Any], optim.Optimizer], dtype: Any
+) -> None:
+    arena = Arena({"x": np.ones(2_000_000, dtype)}, solo())
+    optimizer = make(arena)
+    optimizer.step()
+    tracemalloc.start()
+    optimizer.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_groups_have_names_and_their_own_hyperparameters() -> None:
+    arena = model()
+    sgd = optim.SGD(
+        [
+            {"params": arena.subset(["w", "v"]), "lr": 0.25},
+            {"params": arena.subset("b"), "weight_decay": 1.0},
+        ],
+        lr=0.5,
+    )
+    assert [group["params"] for group in sgd.param_groups] == [["w", "v"], ["b"]]
+    assert [group["lr"] for group in sgd.param_groups] == [0.25, 0.5]
+    assert sgd.defaults["lr"] == 0.5
+    arena.grad.flat[...] = 1.0
+    sgd.step()
+    assert arena.flat.tolist() == [0.75] * 4 + [0.0] * 3 + [0.75]
+
+
+def test_several_arenas_of_several_dtypes_are_one_model() -> None:
+    comm = solo()
+    wide = Arena({"w": np.ones(2)}, comm)
+    narrow = Arena({"n": np.ones(2, np.float16)}, comm)
+    sgd = optim.SGD([wide, narrow], lr=0.5, momentum=0.5)
+    assert sgd.arenas == (wide, narrow)
+    wide.grad.flat[...] = narrow.grad.flat[...] = 1.0
+    sgd.step()
+    assert wide.flat.tolist() == narrow.flat.tolist() == [0.5, 0.5]
+    assert sgd.state["w"]["momentum_buffer"].dtype == np.float64
+    assert sgd.state["n"]["momentum_buffer"].dtype == np.float32
+
+
+def test_a_group_can_be_added_and_is_trained_from_then_on() -> None:
+    comm = solo()
+    first, second = Arena({"w": np.ones(1)}, comm), Arena({"b": np.ones(1)}, comm)
+    sgd = optim.SGD(first, lr=0.5)
+    sgd.add_param_group({"params": second, "lr": 0.25})
+    assert sgd.arenas == (first, second)
+    first.grad["w"] += 1.0
+    second.grad["b"] += 1.0
+    sgd.step()
+    assert (first["w"][0], second["b"][0]) == (0.5, 0.75)
+
+
+def duplicate(arena: Arena) -> Any:
+    return [{"params": arena.subset(["w", "b"])}, {"params": arena.subset(["b"])}]
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (lambda _: np.ones(3), TypeError, "params must be an Arena, a Subset, or a sequence"),
+        (lambda _: [], TypeError, "params must be an Arena"),
+        (lambda _: [np.ones(3)], TypeError, "'params' of a group must be an Arena or a Subset"),
+        (lambda _: [{"lr": 0.1}], ValueError, r"must have 'params', got \['lr'\]"),
+        (lambda a: [{"params": ["w"]}], TypeError, "must be an Arena or a Subset, got 'w'"),
+        (duplicate, ValueError, "a parameter must be in one group only, got 'b' twice"),
+        (lambda a: [a, model()], ValueError, "must belong to one communicator, got two"),
+        (lambda a: [{"params": a, "weight_deacy": 0}], ValueError, "got 'weight_deacy'"),
+        (lambda a: [{"params": a, "lr": float("nan")}], ValueError, "lr must be finite, got nan"),
+    ],
+)
+def test_invalid_parameters_and_groups_are_refused(
+    params: Callable[[Arena], Any], error: type[Exception], message: str
+) -> None:
+    arena = model()
+    with pytest.raises(error, match=message):
+        optim.SGD(params(arena), lr=0.1)
+
+
+def test_an_invalid_group_is_not_added() -> None:
+    arena = model()
+    sgd = optim.SGD(arena.subset("w"), lr=0.5)
+    with pytest.raises(ValueError, match="lr must be at least 0"):
+        sgd.add_param_group({"params": arena.subset("b"), "lr": -1})
+    with pytest.raises(ValueError, match="got 'w' twice"):
+        sgd.add_param_group({"params": arena})
+    assert len(sgd.param_groups) == 1
+    arena.grad.flat[...] = 1.0
+    sgd.step()
+    assert arena["b"].tolist() == [1.0] * 3
+    sgd.add_param_group({"params": arena.subset("b")})
+
+
+def test_differing_hyperparameters_name_the_first_difference_on_every_rank() -> None:
+    def work(comm: Communicator) -> optim.SGD:
+        arena = model(comm)
+        groups = [
+            {"params": arena.subset("w")},
+            {"params": arena.subset("b"), "weight_decay": 0.5 if comm.rank == 1 else 0.25},
+        ]
+        return optim.SGD(groups, lr=0.1)
+
+    for outcome in outcomes(3, work):
+        assert isinstance(outcome, MismatchError)
+        assert str(outcome) == (
+            "hyperparameters must be equal on every rank, got group 1: weight_decay=0.25 "
+            "on ranks 0, 2; group 1: weight_decay=0.5 on rank 1"
+        )
+
+
+def test_an_invalid_hyperparameter_of_one_rank_is_an_error_on_all() -> None:
+    def work(comm: Communicator) -> optim.SGD:
+        return optim.SGD(model(comm), lr=float("nan") if comm.rank == 2 else 0.1)
+
+    *others, own = outcomes(3, work)
+    assert type(own) is ValueError
+    for other in others:
+        assert isinstance(other, MismatchError)
+        assert "got on rank 2: ValueError: lr must be finite, got nan" in str(other)
+
+
+def test_groups_added_differently_are_an_error_on_all_and_added_nowhere() -> None:
+    def work(comm: Communicator) -> int:
+        arena = model(comm)
+        sgd = optim.SGD(arena.subset("w"), lr=0.1)
+        with pytest.raises(MismatchError, match=r"params=\['b'\] on rank 0; .*\['v'\] on rank 1"):
+            sgd.add_param_group({"params": arena.subset("v" if comm.rank else "b")})
+        return len(sgd.param_groups)
+
+    assert outcomes(2, work) == [1, 1]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=KINDS)
+@pytest.mark.parametrize("saved_at", [0, 1, 3])
+def test_resuming_equals_never_stopping(
+    make: Callable[[Any], optim.Optimizer], saved_at: int
+) -> None:
+    straight, stopped = model(), model()
+    whole, half = make(straight), make(stopped)
+    take_steps(whole, straight, 1, 6)
+    take_steps(half, stopped, 1, saved_at)
+    saved = half.state_dict()
+    resumed = Arena(stopped, solo())
+    take_steps(half, stopped, saved_at + 1, saved_at + 1)
+    other = make(resumed)
+    other.load_state_dict(saved)
+    take_steps(other, resumed, saved_at + 1, 6)
+    assert resumed.flat.tobytes() == straight.flat.tobytes()
+
+
+def test_a_state_dict_is_a_snapshot_by_name() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5, momentum=0.5)
+    take_steps(sgd, arena, 1, 1)
+    saved = sgd.state_dict()
+    before = copy.deepcopy(saved)
+    take_steps(sgd, arena, 2, 2)
+    sgd.param_groups[0]["lr"] = 0.1
+    assert set(saved) == {"state", "param_groups"}
+    assert {name: a["momentum_buffer"].shape for name, a in saved["state"].items()} == {
+        "w": (2, 2),
+        "b": (3,),
+        "v": (1,),
+    }
+    assert saved["param_groups"] == before["param_groups"]
+    np.testing.assert_equal(saved["state"], before["state"])
+
+
+def test_loading_copies_and_keeps_the_identity_of_groups_and_state() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5, momentum=0.5)
+    take_steps(sgd, arena, 1, 1)
+    groups, group, state = sgd.param_groups, sgd.param_groups[0], sgd.state
+    saved = {**sgd.state_dict(), "epoch": 3}
+    saved["param_groups"][0]["initial_lr"] = 0.5
+    sgd.load_state_dict(saved)
+    saved["state"]["b"]["momentum_buffer"][...] = 99
+    assert sgd.param_groups is groups and groups[0] is group and sgd.state is state
+    assert group["initial_lr"] == 0.5
+    assert 99 not in sgd.state["b"]["momentum_buffer"]
+
+
+def test_loading_a_state_from_before_the_first_step_forgets_momentum() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5, momentum=0.5)
+    fresh = sgd.state_dict()
+    take_steps(sgd, arena, 1, 2)
+    sgd.load_state_dict(fresh)
+    assert dict(sgd.state) == {}
+    assert sgd.state_dict()["state"] == {}
+
+
+def test_a_learning_rate_changed_after_a_load_takes_effect() -> None:
+    arena = model()
+    sgd = optim.SGD(arena, lr=0.5)
+    sgd.load_state_dict(sgd.state_dict())
+    sgd.param_groups[0]["lr"] = 0.25
+    arena.grad["v"] += 1.0
+    sgd.step()
+    assert arena["v"].tolist() == [0.75]
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda saved: saved.pop(key) and None
+
+
+def change_group(key: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda saved: saved["param_groups"][1].update({key: value})
+
+
+def change_state(key: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda saved: saved["state"]["v"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (without("state"), ValueError, "must have 'state'"),
+        (without("param_groups"), ValueError, "must have 'param_groups'"),
+        (lambda s: s["param_groups"].pop(), ValueError, "must be 2 groups, got 1"),
+        (change_group("params", ["b"]), ValueError, r"group 1 must have params \['b', 'v'\]"),
+        (change_group("lr", float("nan")), ValueError, "lr must be finite"),
+        (lambda s: s["param_groups"][1].pop("eps"), ValueError, "group 1 must have 'eps'"),
+        (lambda s: s["state"].update(z={}), ValueError, "of this optimizer, got 'z'"),
+        (change_state("exp_avg", np.ones(2)), ValueError, r"'exp_avg' of 'v' must have shape \(1,"),
+        (change_state("exp_avg", np.array(["a"])), TypeError, "'exp_avg' of 'v' must be an array"),
+        (change_state("step", 2), ValueError, "same number of steps, got 1 for 'b' and 2 for 'v'"),
+        (change_state("momentum_buffer", np.ones(1)), ValueError, "got 'momentum_buffer'"),
+        (lambda s: s["state"]["v"].pop("exp_avg"), ValueError, "must have the same state"),
+        (lambda s: s["state"].pop("v"), ValueError, "must have the same state"),
+        (lambda s: [a.pop("step") for a in s["state"].values()], ValueError, "must have 'step'"),
+    ],
+)
+def test_a_failing_load_changes_nothing(
+    damage: Callable[[dict[str, Any]], None], error: type[Exception], message: str
+) -> None:
+    arena = model()
+    adamw = optim.AdamW(
+        [{"params": arena.subset("w")}, {"params": arena.subset(["b", "v"])}], lr=0.125
+    )
+    take_steps(adamw, arena, 1, 1)
+    saved = adamw.state_dict()
+    for arrays in saved["state"].values():
+        arrays["exp_avg"] = arrays["exp_avg"] + 1
+    saved["param_groups"][0]["lr"] = 99.0
+    damage(saved)
+    before = adamw.state_dict()
+    with pytest.raises(error, match=message):
+        adamw.load_state_dict(saved)
+    np.testing.assert_equal(adamw.state_dict(), before)
+
+
+def test_repr_shows_every_groups_hyperparameters() -> None:
+    arena = model()
+    assert repr(optim.AdamW(arena, lr=0.1)) == (
+        "AdamW(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, maximize=False)"
+    )
+    groups = [{"params": arena.subset("w")}, {"params": arena.subset("b"), "lr": 0.5}]
+    assert "group 1: lr=0.5, momentum=0.0" in repr(optim.SGD(groups, lr=0.1))
+
+
+def test_a_new_algorithm_is_a_rule_for_one_block() -> None:
+    class SignDescent(optim.Optimizer):
+        state_keys = ()
+
+        def __init__(self, params: Arena, lr: float) -> None:
+            super().__init__(params, {"lr": lr})
+
+        def checked(self, group: Any) -> dict[str, Any]:
+            return {"lr": float(group["lr"])}
+
+        def kept(self, group: Any) -> tuple[str, ...]:
+            return ()
+
+        def update(self, group: Any, block: optim.Block) -> None:
+            block.params -= group["lr"] * np.sign(block.grad)
+
+    arena = model()
+    sign = SignDescent(arena, 0.25)
+    arena.grad["w"] = [[3.0, -7.0], [0.0, 1.0]]
+    sign.step()
+    assert arena["w"].tolist() == [[0.75, 1.25], [1.0, 0.75]]

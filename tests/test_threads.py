@@ -1,0 +1,145 @@
+"""Workers that are threads: errors end the waiting of others, and memory is given back."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localsgd.comm import Communicator, RankFailure, run_threads, world
+
+
+def test_results_come_in_rank_order() -> None:
+    assert run_threads(5, lambda comm, factor: comm.rank * factor, 10) == [0, 10, 20, 30, 40]
+
+
+def test_world_inside_a_worker_is_its_group() -> None:
+    assert run_threads(3, lambda comm: world() is comm) == [True] * 3
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1"])
+def test_worker_that_raises_ends_the_others_and_its_error_is_raised(hosts: str) -> None:
+    def body(comm: Communicator) -> None:
+        if comm.rank == 1:
+            raise KeyError("no such batch")
+        comm.barrier()
+
+    with pytest.raises(KeyError, match="no such batch"):
+        run_threads(3, body, hosts=hosts, deadline_s=60)
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1"])
+def test_error_in_an_update_ends_the_round_on_every_rank(hosts: str) -> None:
+    seen: dict[int, str] = {}
+
+    def body(comm: Communicator) -> None:
+        def update(part: slice, mean: np.ndarray) -> None:
+            if comm.rank == 2:
+                raise FloatingPointError("the anchor is not finite")
+
+        try:
+            comm.allreduce(comm.allocate(1000, np.float32), "mean", update=update)
+        except Exception as error:
+            seen[comm.rank] = f"{type(error).__name__}: {error}"
+            raise
+
+    with pytest.raises(FloatingPointError, match="the anchor is not finite"):
+        run_threads(3, body, hosts=hosts, deadline_s=60)
+    assert set(seen) == {0, 1, 2}
+    assert "RankFailure" in seen[0]
+    assert "the anchor is not finite" in seen[0]
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1"])
+def test_worker_that_has_returned_is_not_waited_for(hosts: str) -> None:
+    def body(comm: Communicator) -> None:
+        if comm.rank == 2:
+            return
+        comm.barrier()
+
+    with pytest.raises(RankFailure, match=r"closed the group|have returned") as caught:
+        run_threads(3, body, hosts=hosts, deadline_s=60)
+    assert 2 in caught.value.ranks
+
+
+def test_deadline_names_who_is_missing_and_where_it_was_last_seen() -> None:
+    """Rank 1 stays away until rank 0 has given up on it."""
+    given_up = threading.Event()
+
+    def body(comm: Communicator) -> str:
+        comm.collect(comm.rank)
+        if comm.rank == 1:
+            given_up.wait(60)
+            return ""
+        with pytest.raises(RankFailure) as caught:
+            comm.barrier()
+        given_up.set()
+        assert caught.value.ranks == (1,)
+        return str(caught.value)
+
+    message = run_threads(2, body, deadline_s=0.5)[0]
+    assert "for rank 1: rank 1 was last seen in collect (collective 1)" in message
+    assert "this rank is in collective 2" in message
+
+
+def test_failed_rank_is_named_to_its_neighbours() -> None:
+    """Rank 0 fails inside a round, and does not raise: rank 1 learns why from the board."""
+    failed = threading.Event()
+
+    def body(comm: Communicator) -> str:
+        def update(part: slice, mean: np.ndarray) -> None:
+            if comm.rank == 0:
+                raise FloatingPointError("not finite")
+
+        with pytest.raises((FloatingPointError, RankFailure)) as caught:
+            comm.allreduce(comm.allocate(10, np.float32), "mean", update=update)
+        if comm.rank == 0:
+            failed.wait(60)
+        failed.set()
+        return str(caught.value)
+
+    messages = run_threads(2, body, deadline_s=60)
+    assert messages == ["not finite", "rank 0 failed: FloatingPointError: not finite"]
+
+
+def test_memory_that_the_host_does_not_have_is_an_error_on_every_rank() -> None:
+    def body(comm: Communicator) -> None:
+        with pytest.raises(MemoryError, match="must fit into the memory of the host"):
+            comm.allocate(2**50, np.float32)
+        comm.barrier()
+
+    for hosts in ("3", "2+1", "1+1+1"):
+        run_threads(3, body, hosts=hosts)
+
+
+def test_memory_is_given_back_when_the_workers_are_done() -> None:
+    def mapped() -> int:
+        gc.collect()
+        return Path("/proc/self/maps").read_text().count("memfd:localsgd")
+
+    before = mapped()
+    run_threads(3, lambda comm: comm.allocate(100_000, np.float64).sum())
+    assert mapped() == before
+
+
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_buffers_longer_than_two_to_the_31_bytes(hosts: str) -> None:
+    count = 2**31 + 7
+
+    def body(comm: Communicator) -> None:
+        buffer = comm.allocate(count, np.uint8)
+        marks = [0, 2**30, 2**31 - 1, 2**31, count - 1]
+        buffer[marks] = [comm.rank + 3 * i for i in range(5)]
+        comm.allreduce(buffer, "max")
+        assert buffer[marks].tolist() == [comm.size - 1 + 3 * i for i in range(5)]
+        assert np.count_nonzero(buffer) == 5
+
+    run_threads(2, body, hosts=hosts)
+
+
+def test_size_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="size must be at least 1 worker, got 0"):
+        run_threads(0, lambda comm: None)

@@ -1,0 +1,77 @@
+"""What the tests of training share: layouts of workers, different data for each, and a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localsgd import Communicator, run_threads
+
+Array = NDArray[Any]
+
+# (workers, hosts): one host, even and uneven hosts, interleaved ranks.
+LAYOUTS = [
+    (1, "1"),
+    (2, "2"),
+    (2, "1+1"),
+    (3, "2+1"),
+    (4, "0,2/1,3"),
+    (6, "3+2+1"),
+]
+
+
+def outcomes(size: int, work: Callable[[Communicator], Any], hosts: str | None = None) -> list[Any]:
+    """For every rank what ``work`` returned, or the exception that it raised."""
+
+    def caught(comm: Communicator) -> Any:
+        try:
+            return work(comm)
+        except Exception as error:
+            return error
+
+    return run_threads(size, caught, hosts=hosts)
+
+
+def gradient(rank: int, step: int, values: Array) -> Array:
+    """A gradient that differs for every rank, step and element, and depends on the values."""
+    index = np.arange(values.size, dtype=np.float64).reshape(values.shape)
+    pull = (rank + 1) * (values - np.cos(index + rank))
+    return (0.3 * pull + 0.1 * np.sin(7.0 * rank + step + index)).astype(values.dtype)
+
+
+def initial_values() -> dict[str, Array]:
+    return {"w": np.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": np.array([0.5, -0.25])}
+
+
+def reference(
+    size: int,
+    steps: int,
+    groups_after: Callable[[int], Sequence[Sequence[int]]],
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weights: Callable[[int], Sequence[float]] | None = None,
+) -> list[Array]:
+    """Local SGD written out: after every step every worker's parameters, shape (steps, size, n).
+
+    ``groups_after(step)`` are the groups of ranks that average after that step (from 1).
+    """
+    flat = np.concatenate([array.reshape(-1) for array in initial_values().values()])
+    params = [flat.copy() for _ in range(size)]
+    buffers = [np.zeros_like(flat) for _ in range(size)]
+    history = []
+    for step in range(1, steps + 1):
+        for rank in range(size):
+            buffers[rank] = momentum * buffers[rank] + gradient(rank, step, params[rank])
+            params[rank] = params[rank] - lr * buffers[rank]
+        for ranks in groups_after(step):
+            shares = [1.0] * size if weights is None else weights(step)
+            total = sum(shares[rank] for rank in ranks)
+            mean = sum(shares[rank] * params[rank] for rank in ranks) / total
+            for rank in ranks:
+                params[rank] = np.array(mean)
+        history.append(np.array(params))
+    return history
