@@ -20,17 +20,22 @@ def main() -> int:
     parser.add_argument("command", nargs="+", help="what every rank runs")
     asked = parser.parse_args()
     program = shutil.which(asked.command[0]) or asked.command[0]
+    mpirun = asked.mpirun or Path(program).with_name("mpirun")
+    if not mpirun.exists():
+        parser.error(f"there must be an mpirun beside the program, or --mpirun; got {mpirun}")
     try:
         with Hosts([int(n) for n in asked.hosts.split("+")], rate_gbit=asked.rate_gbit) as hosts:
             return hosts.run(
                 [program, *asked.command[1:]],
                 timeout_s=asked.timeout_s,
-                mpirun=asked.mpirun,
+                mpirun=mpirun,
                 capture=False,
             ).returncode
     except NotAvailable as reason:
         print(f"testbed: not available: {reason}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

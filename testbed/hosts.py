@@ -22,6 +22,10 @@ class NotAvailable(Exception):
 class Hosts:
     """Hosts h0, h1, … joined by a switch, for as long as the ``with`` block runs.
 
+    Attributes:
+        ranks: how many ranks each host has.
+        machine: the process that everything on the hosts descends from; 0 when they are down.
+
     >>> with Hosts([2, 2], rate_gbit=1.0) as hosts:                          # doctest: +SKIP
     ...     hosts.run([sys.executable, "train.py"], timeout_s=60.0)
     """
@@ -37,7 +41,7 @@ class Hosts:
         self.ranks = tuple(ranks)
         self._bytes_per_s = None if rate_gbit is None else rate_gbit * 1e9 / 8
         self._process: subprocess.Popen[str] | None = None
-        self._machine = 0
+        self.machine = 0
 
     def __enter__(self) -> Hosts:
         """
@@ -61,7 +65,7 @@ class Hosts:
         if "error" in answer:
             self.close()
             raise NotAvailable(answer["error"])
-        self._machine = answer["machine"]
+        self.machine = answer["machine"]
         return self
 
     def __exit__(
@@ -115,12 +119,9 @@ class Hosts:
         capture: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command on one host; as ``run``."""
-        if self._machine == 0:
-            raise ValueError("the hosts must be up: use them within their with block")
-        enter = [sys.executable, str(Path(__file__).with_name("enter.py"))]
         pipe = subprocess.PIPE if capture else None
         process = subprocess.Popen(
-            [*enter, "--machine", str(self._machine), f"h{host}", *command],
+            self.command_on(host, command),
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=pipe,
@@ -142,9 +143,16 @@ class Hosts:
             raise
         return subprocess.CompletedProcess(list(command), process.returncode, out, errors)
 
+    def command_on(self, host: int, command: Sequence[str]) -> list[str]:
+        """The command that, run here, runs ``command`` on a host."""
+        if self.machine == 0:
+            raise ValueError("the hosts must be up: use them within their with block")
+        enter = [sys.executable, str(Path(__file__).with_name("enter.py"))]
+        return [*enter, "--machine", str(self.machine), f"h{host}", *command]
+
     def close(self) -> None:
         """Ends whatever runs on the hosts, and the hosts."""
-        process, self._process, self._machine = self._process, None, 0
+        process, self._process, self.machine = self._process, None, 0
         if process is None:
             return
         assert process.stdin is not None and process.stdout is not None

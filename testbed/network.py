@@ -41,9 +41,7 @@ def make_host_end(host: int, machine: int, bytes_per_s: float | None) -> None:
         _bring_up(route, "lo")
         peer = {"ifname": f"port{host}", "net_ns_pid": machine}
         route.link("add", ifname=INTERFACE, kind="veth", peer=peer)
-        route.addr(
-            "add", index=_index(route, INTERFACE), address=address(host), prefixlen=_PREFIX
-        )
+        route.addr("add", index=_index(route, INTERFACE), address=address(host), prefixlen=_PREFIX)
         _limit(route, INTERFACE, bytes_per_s)
         _bring_up(route, INTERFACE)
 

@@ -1,0 +1,11 @@
+"""Says at the end of a run which tests between hosts could not run, and why."""
+
+from __future__ import annotations
+
+import pytest
+from on_hosts import NOT_RUN
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, count in NOT_RUN.items():
+        terminalreporter.write_line(f"NOT RUN: {count} tests between hosts: {reason}", yellow=True)
