@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from testbed.launch import launch_command, library_of, settings
+
 _ROOT = Path(__file__).resolve().parent.parent
 _ENDING_S = 10.0
 
@@ -97,9 +99,6 @@ class Hosts:
         Raises:
             subprocess.TimeoutExpired: with what the job had said.
         """
-        # Importing it here lets machines without pyroute2 say so in words.
-        from testbed.launch import launch_command, library_of, settings
-
         mpirun = Path(command[0]).with_name("mpirun") if mpirun is None else mpirun
         return self.run_on(
             0,
@@ -139,7 +138,7 @@ class Hosts:
                 process.kill()
                 out, errors = process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                error.output, error.stderr = out, errors
+                error.output, error.stderr = out, errors  # type: ignore[assignment]  # text, not bytes
             raise
         return subprocess.CompletedProcess(list(command), process.returncode, out, errors)
 

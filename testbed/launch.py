@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from testbed.enter import AGENT, TEMPORARY
-from testbed.network import INTERFACE
+
+INTERFACE = "eth0"
 
 Library: TypeAlias = Literal["openmpi", "mpich"]
 

@@ -49,8 +49,8 @@ def main() -> None:
         die_with_parent(signal.SIGKILL)
         _run_machine(wanted["hosts"], wanted["bytes_per_s"], inside)
     os.close(inside)
-    error = b"".join(iter(lambda: os.read(outside, 4096), b"")).decode()
-    _say(**({"error": error} if error else {"machine": machine}))
+    problem = b"".join(iter(lambda: os.read(outside, 4096), b"")).decode()
+    _say(**({"error": problem} if problem else {"machine": machine}))
     os.waitpid(machine, 0)
 
 

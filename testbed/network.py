@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it ships no types
 
-INTERFACE = "eth0"
+from testbed.launch import INTERFACE
+
 _BRIDGE, _PREFIX = "switch", 16
 _BURST_BYTES, _QUEUE_BYTES = 512 << 10, 4 << 20
 

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))
 
 from testbed import Hosts, NotAvailable  # noqa: E402
 
-NOT_RUN: dict[str, int] = {}
+NOT_RUN: set[str] = set()
 
 
 def not_run(reason: str) -> None:
@@ -26,7 +26,7 @@ def not_run(reason: str) -> None:
     """
     if os.environ.get("LOCALSGD_REQUIRE_HOSTS") == "1":
         pytest.fail(f"LOCALSGD_REQUIRE_HOSTS is 1, but {reason}", pytrace=False)
-    NOT_RUN[reason] = NOT_RUN.get(reason, 0) + 1
+    NOT_RUN.add(reason)
     pytest.skip(f"not run: {reason}")
 
 
