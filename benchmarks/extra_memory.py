@@ -1,8 +1,8 @@
 """How much memory does one average take beyond the arena, per rank?
 
-Counted in each rank over its first average: the peak of what Python and numpy allocate
-(tracemalloc), the shared blocks that it makes and keeps (its memfds), and, as a check on what goes
-past both, the growth of its anonymous memory (RssAnon).
+Counted over the first average: for each rank the peak of what Python and numpy allocate
+(tracemalloc); the shared blocks that the ranks made and keep (memfds, each once, over all ranks);
+and, as a check on what goes past both, the growth of each rank's anonymous memory (RssAnon).
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ def worker(options: Mapping[str, Any]) -> dict[str, float] | None:
     shared = comm.allocate(COUNT if options["shared"] else 1, np.float32)
     buffer = shared if options["shared"] else np.ones(COUNT, np.float32)
     buffer[...] = 1.0
-    comm.barrier()
-    blocks, anonymous = _shared_blocks(), _anonymous_bytes()
+    blocks, anonymous = _shared_blocks(comm), _anonymous_bytes()
     tracemalloc.start()
     comm.allreduce(buffer, "mean")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    mine = [peak, _shared_blocks() - blocks, _anonymous_bytes() - anonymous]
-    most = np.max(comm.collect(mine), axis=0) / 2**20
-    names = ("allocated", "shared", "anonymous")
-    return dict(zip(names, most.tolist(), strict=True)) if comm.rank == 0 else None
+    growth = _anonymous_bytes() - anonymous
+    peaks, growths = zip(*comm.collect([peak, growth]), strict=True)
+    made = (_shared_blocks(comm) - blocks) / comm.size
+    found = {"allocated": max(peaks), "shared": made, "anonymous": max(growths)}
+    return {name: value / 2**20 for name, value in found.items()} if comm.rank == 0 else None
 
 
-def _shared_blocks() -> int:
-    """Bytes of the shared memory that this process has made."""
-    total = 0
+def _shared_blocks(comm: localsgd.Communicator) -> int:
+    """Bytes of the shared memory that the ranks hold, each block once. Collective."""
+    mine: dict[str, int] = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:
             if os.readlink(entry).startswith("/memfd:localsgd"):
-                total += entry.stat().st_size
-        except OSError:
+                mine[str(entry.stat().st_ino)] = entry.stat().st_size
+        except FileNotFoundError:
             continue
-    return total
+    blocks = {block: size for blocks in comm.collect(mine) for block, size in blocks.items()}
+    return sum(blocks.values())
 
 
 def _anonymous_bytes() -> int:
