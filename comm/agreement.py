@@ -9,10 +9,10 @@ from .base import Json
 from .errors import MismatchError, name_ranks
 
 
-def require_json(value: Json) -> None:
-    """Raises TypeError unless the value can travel as JSON."""
+def as_json(value: Json) -> str:
+    """The value as JSON text, or TypeError if it has none."""
     try:
-        json.dumps(value)
+        return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"the value must be JSON, got {value!r}: {error}") from None
 

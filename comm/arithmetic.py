@@ -42,6 +42,8 @@ def scaled_weights(weights: Sequence[float]) -> list[float]:
     Neither changes the mean that is meant, and a power of two changes no bit of it.
     """
     positive = [weight for weight in weights if weight > 0]
+    if not positive:
+        raise ValueError(f"one rank's weight must be above 0, got 0 on all {len(weights)} ranks")
     if min(positive) == max(positive):
         return [1.0 if weight > 0 else 0.0 for weight in weights]
     _, exponent = math.frexp(max(positive))

@@ -1,10 +1,10 @@
 """What the ranks of a host show each other: arrivals, headers, and why somebody cannot come.
 
 Every rank has one page that its neighbours read and only it writes. A barrier is a counter per
-rank. Headers alternate between two slots: a rank that writes one for the next collective may
-still be read by neighbours that compare the last. Counters are aligned 64-bit words, each in a
-cache line of its own; they are stored after what they announce, which x86-64 keeps in order and
-the interpreter's own atomic operations keep in order elsewhere.
+rank. Headers and the data of small collectives alternate between two slots: what a rank writes for
+the next collective spares what neighbours that have not left the last still read. Counters are
+aligned 64-bit words, each in a cache line of its own; they are stored after what they announce,
+which x86-64 keeps in order and the interpreter's own atomic operations keep in order elsewhere.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from . import header
+from .base import Array
 from .errors import RankFailure
 from .memory import Bytes
 
-PAGE_BYTES = 4096
+SMALL_BYTES = 16_384
+PAGE_BYTES = 4096 + 2 * SMALL_BYTES
 _ARRIVED, _STATE, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 128, 128, 512
+_TOO_LONG = bytes([255] * 8)
 _PRESENT, _FAILED, _LEFT = 0, 1, 2
 
 
@@ -36,6 +42,10 @@ class Board:
         self._index = self.ranks.index(rank)
         self._bytes = [page.data for page in pages]
         self._words = [view.cast("q") for view in self._bytes]
+        self._data = [
+            [page[begin : begin + SMALL_BYTES] for page in pages]
+            for begin in (4096, 4096 + SMALL_BYTES)
+        ]
         self._pids = tuple(pids)
         self._arrivals = 0
 
@@ -63,6 +73,30 @@ class Board:
         begin = _slot(sequence)
         return [bytes(view[begin : begin + header.BYTES]) for view in self._bytes]
 
+    def show_data(self, buffer: Array, sequence: int) -> None:
+        """Shows up to ``SMALL_BYTES`` bytes with the header of that number."""
+        self._data[sequence % 2][self._index][: buffer.nbytes].view(buffer.dtype)[...] = buffer
+
+    def data(self, sequence: int, dtype: np.dtype[Any], count: int) -> list[Array]:
+        """All ranks' data for the collective with this number, once all are here."""
+        nbytes = count * dtype.itemsize
+        return [slot[:nbytes].view(dtype) for slot in self._data[sequence % 2]]
+
+    def show_text(self, text: str, sequence: int) -> None:
+        """Shows a text with the header of that number, or that it is too long."""
+        data = text.encode()
+        fits = len(data) <= SMALL_BYTES - 8
+        message = len(data).to_bytes(8, "little") + data if fits else _TOO_LONG
+        self.show_data(np.frombuffer(message, np.uint8), sequence)
+
+    def texts(self, sequence: int) -> list[str] | None:
+        """All ranks' texts for the collective with this number; None if one is too long."""
+        messages = [slot.tobytes() for slot in self._data[sequence % 2]]
+        if any(message.startswith(_TOO_LONG) for message in messages):
+            return None
+        lengths = [int.from_bytes(message[:8], "little") for message in messages]
+        return [m[8 : 8 + n].decode() for m, n in zip(messages, lengths, strict=True)]
+
     def last_seen(self, rank: int) -> str:
         """What a rank of this host was last about to do, in words."""
         view = self._bytes[self.ranks.index(rank)]
@@ -71,7 +105,7 @@ class Board:
 
     def write(self, text: str) -> None:
         """Leaves a message on this rank's page."""
-        data = text.encode()[: PAGE_BYTES - _TEXT - 8]
+        data = text.encode()[: 4096 - _TEXT - 8]
         page = self._bytes[self._index]
         page[_TEXT + 8 : _TEXT + 8 + len(data)] = data
         self._words[self._index][_TEXT // 8] = len(data)

@@ -7,7 +7,6 @@ from one rank there, one small message each. So whoever has entered knows that e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -49,10 +48,10 @@ class Entrance:
             MismatchError: on every rank, if they are not.
         """
         self.sequence += 1
-        self._board.show(replace(call, sequence=self.sequence).pack(), self.sequence)
+        self._board.show(call.pack(self.sequence), self.sequence)
         self.host_barrier()
         headers = self._between_hosts(self._board.headers(self.sequence))
-        if not all(header.same_call(packed, headers[0]) for packed in headers):
+        if not header.all_same(headers):
             self._raise_mismatch(headers)
         return headers
 
@@ -60,7 +59,7 @@ class Entrance:
         """Takes part in the comparison in place of a call that could not be made here."""
         self._board.write(f"{type(error).__name__}: {error}")
         self.sequence += 1
-        self._board.show(Header(header.INVALID, sequence=self.sequence).pack(), self.sequence)
+        self._board.show(Header(header.INVALID).pack(self.sequence), self.sequence)
         self.host_barrier()
         self._explain(self._between_hosts(self._board.headers(self.sequence)))
 

@@ -8,8 +8,8 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -24,6 +24,7 @@ from .board import PAGE_BYTES, Board
 from .codecs import Codec
 from .entrance import Entrance
 from .fused import Job
+from .guards import Collective, OwnErrors
 from .header import Header
 from .messages import DIRECT, GATHERED, Mail
 from .native import reduce_natively
@@ -34,7 +35,6 @@ from .regions import Regions
 from .sharing import share
 from .topology import Topology
 from .waiting import Clock, Waiter
-
 
 _OPEN: WeakSet[Group] = WeakSet()
 
@@ -87,18 +87,26 @@ class Group:
         ranks = topology.neighbours(self.rank)
         self._neighbours = tuple(world_ranks[rank] for rank in ranks)
         self._world_ranks = tuple(world_ranks)
-        self._closed = False
+        joining = Waiter(setting.deadline_s, transport.check, lambda _: "not joined", setting.clock)
+        pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
+        self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
         self._waiter = Waiter(setting.deadline_s, self._check, self._describe, setting.clock)
         self._mail = Mail(transport, self._waiter)
-        self._board: Board | None = None
-        pages = share(self._mail, topology, self.rank, PAGE_BYTES)
-        self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
         self._entrance = Entrance(self._board, self._mail, self._waiter, topology, self.rank)
         self._background = Background()
         self._reducer = Reducer(
-            self._mail, self._entrance, topology, self.rank, setting.regions, self._neighbours
+            self._mail,
+            self._board,
+            self._entrance,
+            topology,
+            self.rank,
+            setting.regions,
+            self._neighbours,
         )
-        self._calls, self._seconds = 0, 0.0
+        self._one_host = len(topology.hosts) == 1
+        self._equal_weights = [1.0] * self.size
+        self._collective = Collective(self._background, setting.clock)
+        self._own_errors = OwnErrors(self._entrance)
         _OPEN.add(self)
 
     def __repr__(self) -> str:
@@ -107,27 +115,27 @@ class Group:
     @property
     def closed(self) -> bool:
         """Whether ``close`` was called on this rank."""
-        return self._closed
+        return self._collective.closed
 
     @property
     def traffic(self) -> Traffic:
         return Traffic(
-            self._calls,
+            self._collective.calls,
             self._reducer.host_read,
             self._reducer.host_written,
             self._mail.sent,
             self._mail.received,
             self._mail.control,
-            self._seconds,
+            self._collective.seconds,
             self._waiter.waited_s,
         )
 
     def allocate(self, count: int, dtype: DTypeLike) -> Array:
-        with self._collective():
-            with self._own_errors():
+        with self._collective:
+            with self._own_errors:
                 kind = checks.buffer_dtype(dtype)
                 checks.whole_number("count", count, at_least=0)
-            self._entrance.enter(Header("allocate", dtype=kind, count=count))
+            self._entrance.enter(Header("allocate", dtype=kind, elements=count))
             shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
             others = dict(zip(self._neighbours, shared.blocks, strict=True))
             del others[self._world_ranks[self.rank]]
@@ -149,7 +157,7 @@ class Group:
         update: Update | None = None,
         mix: float = 0.0,
     ) -> None:
-        with self._collective():
+        with self._collective:
             self._reduce("allreduce", buffer, op, weight, codec, update, mix)
 
     def reduce_scatter(
@@ -161,28 +169,29 @@ class Group:
         codec: Codec | None = None,
         update: Update | None = None,
     ) -> None:
-        with self._collective():
+        with self._collective:
             self._reduce("reduce_scatter", buffer, op, weight, codec, update, 0.0)
 
     def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
-        with self._collective():
-            with self._own_errors():
+        with self._collective:
+            with self._own_errors:
                 checks.buffer("buffer", buffer)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
             self._run(Job(None, [1.0] * self.size, codec), buffer)
 
     def broadcast(self, buffer: Array, root: int) -> None:
-        with self._collective():
-            with self._own_errors():
+        with self._collective:
+            with self._own_errors:
                 checks.buffer("buffer", buffer)
                 checks.rank("root", root, self.size)
-            self._entrance.enter(self._reducer.describe(Header("broadcast", root=root), buffer))
+            call = self._reducer.describe(Header("broadcast", root=root), buffer)
             # The mean of which only the root has a weight: its values, copied.
-            weights = [float(rank == root) for rank in range(self.size)]
-            self._run(Job("mean", weights), buffer)
+            self._reducer.show(buffer)
+            self._entrance.enter(call)
+            self._run(Job("mean", [float(rank == root) for rank in range(self.size)]), buffer)
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
-        self._require_open()
+        self._collective.require_open()
         checks.buffer("send", send, writeable=False)
         checks.buffer("receive", receive)
         checks.rank("dest", dest, self.size)
@@ -194,8 +203,8 @@ class Group:
         self._mail.wait(outgoing, dest)
 
     def gather(self, array: Array) -> list[Array]:
-        with self._collective():
-            with self._own_errors():
+        with self._collective:
+            with self._own_errors:
                 checks.buffer("array", array, writeable=False)
             self._entrance.enter(Header("gather"))
             shapes = self._mail.collect([array.size, array.dtype.name])
@@ -209,26 +218,30 @@ class Group:
             return arrays
 
     def barrier(self) -> None:
-        with self._collective():
+        with self._collective:
             self._entrance.enter(Header("barrier"))
 
     def collect(self, value: Json) -> list[Json]:
-        with self._collective():
-            with self._own_errors():
-                agreement.require_json(value)
+        with self._collective:
+            with self._own_errors:
+                text = agreement.as_json(value)
+            self._board.show_text(text, self._entrance.sequence + 1)
             self._entrance.enter(Header("collect"))
-            return self._mail.collect(value)
+            texts = self._board.texts(self._entrance.sequence) if self._one_host else None
+            if texts is None:
+                return self._mail.collect(value)
+            return [json.loads(text) for text in texts]
 
     def agree(self, value: Json, what: str) -> None:
         agreement.require_equal(self.collect(value), what)
 
     def start(self, work: Callable[[Communicator], None]) -> Request:
-        self._require_open()
+        self._collective.require_open()
         return self._background.start(lambda: work(self))
 
     def split(self, color: int | None) -> Communicator:
-        with self._collective():
-            with self._own_errors():
+        with self._collective:
+            with self._own_errors:
                 if color is not None:
                     checks.whole_number("color", color, at_least=0)
             self._entrance.enter(Header("split"))
@@ -246,10 +259,10 @@ class Group:
             )
 
     def close(self) -> None:
-        if not self._closed:
+        if not self.closed:
             self._background.drain()
             self._background.close()
-            self._closed = True
+            self._collective.closed = True
             self.leave()
             self._transport.close()
 
@@ -267,16 +280,18 @@ class Group:
         update: Update | None,
         mix: float,
     ) -> None:
-        with self._own_errors():
+        with self._own_errors:
             checks.buffer("buffer", buffer)
             checks.operation(op, buffer.dtype, weight)
             checks.share("mix", mix)
-        call = Header(verb, op=op, weight=weight, has_update=update is not None, mix=float(mix))
-        headers = self._entrance.enter(self._reducer.describe(call, buffer, codec))
-        weights = [header.weight_of(packed) for packed in headers]
-        if not any(value > 0 for value in weights):
-            raise ValueError(f"one rank's weight must be above 0, got 0 on all {self.size} ranks")
-        job = Job(op, scaled_weights(weights), codec, update, mix, verb == "allreduce")
+        call = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
+        call = self._reducer.describe(call, buffer, codec)
+        self._reducer.show(buffer)
+        headers = self._entrance.enter(call)
+        weights = self._equal_weights
+        if weight is not None:
+            weights = scaled_weights([header.weight_of(packed) for packed in headers])
+        job = Job(op, weights, codec, update, mix, verb == "allreduce")
         if self._setting.reduction == "native":
             spread = Job(None, job.weights)
             reduce_natively(
@@ -296,37 +311,9 @@ class Group:
             self._entrance.fail(error)
             raise
 
-    @contextmanager
-    def _collective(self) -> Iterator[None]:
-        """Counts and times a verb, after whatever runs in the background."""
-        self._require_open()
-        self._background.drain()
-        begin = self._setting.clock()
-        try:
-            yield
-        finally:
-            self._calls += 1
-            self._seconds += self._setting.clock() - begin
-
-    @contextmanager
-    def _own_errors(self) -> Iterator[None]:
-        """Lets the other ranks know of an error in this rank's arguments."""
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            self._entrance.enter_with_error(error)
-            raise
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ValueError("the communicator must be open, got one that was closed")
-
     def _check(self, missing: Sequence[int]) -> None:
-        if self._board is not None:
-            self._board.check(missing)
+        self._board.check(missing)
         self._transport.check(missing)
 
     def _describe(self, ranks: Sequence[int]) -> str:
-        if self._board is None:
-            return "they have not joined the group"
         return self._entrance.describe(ranks)

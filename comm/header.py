@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,19 +29,20 @@ VERBS = (
     "split",
 )
 INVALID = "an error of its own"
+_VERB_NUMBERS = {verb: number for number, verb in enumerate(VERBS)}
+_OP_NUMBERS: dict[str, int] = {"": -1, **{op: number for number, op in enumerate(OPS)}}
+_DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 _FORMAT = struct.Struct("<10q2d")
 BYTES = _FORMAT.size
 _UNWEIGHTED = -1.0
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """One rank's next collective.
 
     Attributes:
         verb: one of ``VERBS``.
-        sequence: how many collectives this group has begun.
-        op, dtype, count: of the buffer; empty and 0 where there is none.
+        op, dtype, elements: of the buffer; empty and 0 where there is none.
         region: names the allocation that the buffer lies in; 0 for private memory.
         offset: of the buffer in its allocation, in bytes.
         root: of a broadcast.
@@ -53,10 +53,9 @@ class Header:
     """
 
     verb: str
-    sequence: int = 0
     op: str = ""
     dtype: np.dtype[Any] | None = None
-    count: int = 0
+    elements: int = 0
     region: int = 0
     offset: int = 0
     root: int = 0
@@ -65,13 +64,14 @@ class Header:
     mix: float = 0.0
     weight: float | None = None
 
-    def pack(self) -> bytes:
+    def pack(self, sequence: int) -> bytes:
+        """The header's bytes, as collective number ``sequence`` of its group."""
         return _FORMAT.pack(
-            VERBS.index(self.verb),
-            self.sequence,
-            OPS.index(self.op) if self.op in OPS else -1,
-            DTYPES.index(self.dtype) if self.dtype is not None else -1,
-            self.count,
+            _VERB_NUMBERS[self.verb],
+            sequence,
+            _OP_NUMBERS[self.op],
+            -1 if self.dtype is None else _DTYPE_NUMBERS[self.dtype],
+            self.elements,
             self.region,
             self.offset,
             self.root,
@@ -88,18 +88,18 @@ def digest(*values: object) -> int:
 
 
 def weight_of(packed: bytes) -> float:
-    """The weight in a packed header; 1 for equal weights."""
-    weight = float(_FORMAT.unpack(packed)[-1])
-    return 1.0 if weight == _UNWEIGHTED else weight
+    """The weight in a packed header, which has one."""
+    return float(_FORMAT.unpack(packed)[-1])
 
 
 def is_invalid(packed: bytes) -> bool:
     return bool(VERBS[_FORMAT.unpack(packed)[0]] == INVALID)
 
 
-def same_call(one: bytes, other: bytes) -> bool:
-    """Whether two ranks are about to do the same: everything but the weight is equal."""
-    return one[:-8] == other[:-8]
+def all_same(headers: Sequence[bytes]) -> bool:
+    """Whether all ranks are about to do the same: everything but the weight is equal."""
+    first = headers[0][:-8]
+    return all(packed.startswith(first) for packed in headers)
 
 
 def describe(packed: bytes) -> str:
@@ -131,7 +131,7 @@ def describe(packed: bytes) -> str:
 
 def require_same(headers: Sequence[bytes]) -> None:
     """Raises MismatchError, naming the ranks, unless all ranks are about to do the same."""
-    if all(same_call(header, headers[0]) for header in headers):
+    if all_same(headers):
         return
     groups: dict[bytes, list[int]] = {}
     for rank, header in enumerate(headers):

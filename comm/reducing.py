@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .base import Array
+from .arithmetic import blend
+from .base import Array, Op
+from .board import SMALL_BYTES, Board
 from .codecs import Codec
 from .entrance import Entrance
 from .fused import Job, Pass, Scratches
@@ -30,6 +31,7 @@ class Reducer:
     def __init__(
         self,
         mail: Mail,
+        board: Board,
         entrance: Entrance,
         topology: Topology,
         rank: int,
@@ -42,7 +44,9 @@ class Reducer:
             neighbours: the ranks of this host, this one included, by their number in the world.
         """
         self.host_read = self.host_written = 0
-        self._mail, self._entrance, self._topology, self._rank = mail, entrance, topology, rank
+        self._mail, self._board, self._entrance = mail, board, entrance
+        self._topology, self._rank = topology, rank
+        self._one_host = len(topology.hosts) == 1
         self._regions, self._neighbours = regions, tuple(neighbours)
         self._me = topology.neighbours(rank).index(rank)
         self._scratches: dict[np.dtype[Any], Scratches] = {}
@@ -51,20 +55,25 @@ class Reducer:
     def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
         """The header of a call on a buffer, completed by what is known of the buffer."""
         region = self._regions.find(buffer, self._neighbours)
-        return replace(
-            call,
+        return call._replace(
             dtype=buffer.dtype,
-            count=buffer.size,
+            elements=buffer.size,
             region=region.number if region else 0,
             offset=region.offset_of(buffer) if region else 0,
             codec=codec.name if codec else "",
         )
 
+    def show(self, buffer: Array) -> None:
+        """Shows a small buffer to the host before the ranks enter, so that each can sum it all."""
+        if self._is_small(buffer):
+            self._board.show_data(buffer, self._entrance.sequence + 1)
+
     def run(self, job: Job, buffer: Array) -> None:
-        """Passes over a buffer that all ranks have entered with; ends with a host barrier."""
-        if buffer.dtype not in self._scratches:
-            self._scratches[buffer.dtype] = Scratches(buffer.dtype)
-        scratch = self._scratches[buffer.dtype]
+        """Reduces a buffer that all ranks have shown and entered with."""
+        if job.op is not None and job.update is None and self._is_small(buffer):
+            self._run_small(job.op, job, buffer)
+            return
+        scratch = self._scratch_of(buffer.dtype)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
         region = self._regions.find(buffer, self._neighbours)
         # Overflow and NaN in the data are the data's business.
@@ -79,6 +88,26 @@ class Reducer:
                 run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
         self.host_read += work.host_read
         self.host_written += work.host_written
+
+    def _run_small(self, op: Op, job: Job, buffer: Array) -> None:
+        """Combines what all ranks have shown; nobody waits for anybody again."""
+        parts = self._board.data(self._entrance.sequence, buffer.dtype, buffer.size)
+        with np.errstate(all="ignore"):
+            result = self._scratch_of(buffer.dtype).of_host.combine(op, parts, job.weights)
+            if job.mix:
+                blend(buffer, result, job.mix, buffer)
+            else:
+                buffer[...] = result
+        others = sum(weight > 0 for rank, weight in enumerate(job.weights) if rank != self._rank)
+        self.host_read += others * buffer.nbytes
+
+    def _is_small(self, buffer: Array) -> bool:
+        return self._one_host and buffer.nbytes <= SMALL_BYTES
+
+    def _scratch_of(self, dtype: np.dtype[Any]) -> Scratches:
+        if dtype not in self._scratches:
+            self._scratches[dtype] = Scratches(dtype)
+        return self._scratches[dtype]
 
     def _staging_blocks(self) -> tuple[Array, ...]:
         if self._staging is None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from backends import under_mpi
 from watchdog import watched
 

@@ -10,9 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from workers import LAYOUTS, outcomes
 
 from localsgd import Arena, Communicator, FlatArrays, MismatchError, run_threads, solo
+from workers import LAYOUTS, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 

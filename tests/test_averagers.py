@@ -7,7 +7,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from workers import LAYOUTS, outcomes
 
 from localsgd import (
     NON_MEMBER,
@@ -20,6 +19,7 @@ from localsgd import (
     run_threads,
     solo,
 )
+from workers import LAYOUTS, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workers import outcomes
 
 from localsgd import Arena, Communicator, MismatchError, optim, solo
+from workers import outcomes
 
 MAKERS: list[Callable[[Any], optim.Optimizer]] = [
     lambda params: optim.SGD(params, lr=0.125, momentum=0.5, weight_decay=0.25),

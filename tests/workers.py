@@ -1,4 +1,4 @@
-"""What the tests of training share: layouts of workers, different data for each, and a reference."""
+"""What tests of training share: layouts, different data for every worker, and a reference."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from backends import available, under_mpi
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from localsgd.comm import Communicator, MismatchError
 from backends import Workers
+from localsgd.comm import Communicator, MismatchError
 
 Call = Callable[[Communicator], object]
 

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from localsgd.comm import BFLOAT16, Communicator
 from backends import Workers
+from localsgd.comm import BFLOAT16, Communicator
 from oracle import (
     Array,
     every,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from localsgd.comm import NON_MEMBER, Communicator, MismatchError
 from backends import Workers
+from localsgd.comm import NON_MEMBER, Communicator, MismatchError
 from oracle import every, same_bits, some_values
 
 

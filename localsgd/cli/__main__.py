@@ -1,0 +1,5 @@
+"""``python -m localsgd.cli`` is the command ``localsgd``."""
+
+from localsgd.cli import main
+
+main()

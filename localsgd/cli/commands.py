@@ -1,0 +1,62 @@
+"""The subcommands and their options."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from localsgd.cli.launcher import LaunchError, find_mpirun
+from localsgd.cli.supervise import run_job
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="localsgd")
+def localsgd() -> None:
+    """Train one model on many workers that talk rarely."""
+
+
+@localsgd.command(context_settings={"allow_interspersed_args": False})
+@click.option("-n", "--ranks", type=click.IntRange(1), required=True, help="How many workers.")
+@click.option("--hosts", help="Where they run, as in a:2,b:2; by default, here.")
+@click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
+@click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
+@click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def run(
+    ranks: int,
+    hosts: str | None,
+    layout: str | None,
+    tag_output: bool,
+    timeout_s: float | None,
+    module: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND on MPI workers with the MPI of this environment.
+
+    COMMAND is a Python script (anything that ends in .py) with its arguments, a module after -m,
+    or any program. Everything that an MPI launch usually needs is set, but never over a setting
+    of yours: running as root, more ranks than cores, waiting ranks that yield, one BLAS thread a
+    rank. The exit code is the job's.
+    """
+    words = list(command)
+    if module:
+        words = [sys.executable, "-m", *words]
+    elif words[0].endswith(".py"):
+        words = [sys.executable, *words]
+    try:
+        job = find_mpirun().job(words, ranks, hosts=hosts, layout=layout, tag_output=tag_output)
+        code = run_job(job, timeout_s)
+    except LaunchError as error:
+        click.echo(f"localsgd: {error}", err=True)
+        code = 127
+    sys.exit(code)
+
+
+@localsgd.command()
+def info() -> None:
+    """Show the MPI library, how memory is shared, and versions."""
+    from localsgd.cli.info import show
+
+    show()

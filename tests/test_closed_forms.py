@@ -1,0 +1,231 @@
+"""What theory says about local SGD, through the averagers.
+
+The problems are quadratics, whose trajectories and stationary laws are known exactly. Random
+ones use many independent coordinates, so one run measures a variance to a known error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localsgd import (
+    Arena,
+    Communicator,
+    LocalSGD,
+    ModelAverager,
+    PostLocalSGDOptimizer,
+    every,
+    optim,
+    run_threads,
+    solo,
+)
+from workers import LAYOUTS, gradient, initial_values
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_period_one_is_minibatch_sgd_also_with_local_momentum_and_decay(
+    size: int, hosts: str, options: dict[str, Any]
+) -> None:
+    """All of it is linear, so the mean of the workers' buffers is the minibatch's buffer."""
+
+    def rate(step: int) -> float:
+        return 0.1 / step
+
+    def work(comm: Communicator) -> np.ndarray:
+        arena = Arena(initial_values(), comm)
+        training = LocalSGD(optim.SGD(arena, lr=0.1, weight_decay=0.05, **options), period=1)
+        for step in range(1, 21):
+            training.param_groups[0]["lr"] = rate(step)
+            arena.grad.flat[...] = gradient(comm.rank, step, arena.flat)
+            training.step()
+        return arena.flat.copy()
+
+    alone = Arena(initial_values(), solo())
+    minibatch = optim.SGD(alone, lr=0.1, weight_decay=0.05, **options)
+    for step in range(1, 21):
+        minibatch.param_groups[0]["lr"] = rate(step)
+        workers = [gradient(rank, step, alone.flat) for rank in range(size)]
+        alone.grad.flat[...] = np.mean(workers, axis=0)
+        minibatch.step()
+    for flat in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(flat, alone.flat, rtol=1e-12, atol=1e-14)
+
+
+def test_period_one_is_not_minibatch_adamw() -> None:
+    """The square of a mean gradient is not the mean of squares: the exception, to be seen."""
+
+    def work(comm: Communicator) -> np.ndarray:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        training = LocalSGD(optim.AdamW(arena, lr=0.1, weight_decay=0.0), period=1)
+        arena.grad["x"] += 1.0 if comm.rank else -3.0
+        training.step()
+        return arena["x"].copy()
+
+    for values in run_threads(2, work):
+        np.testing.assert_allclose(values, [0.0], atol=1e-8)
+
+
+@pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])
+def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -> None:
+    """x = x0 + ν (mean - x0); ν = 1 is plain averaging. Workers drift by r+1 a round."""
+
+    class OuterStep(ModelAverager):
+        def __init__(self, comm: Communicator, arena: Arena) -> None:
+            super().__init__(every(2), comm)
+            self.anchor = arena.flat.copy()
+
+        def update_of(self, index: int, arena: Arena) -> Any:
+            def update(part: slice, mean: np.ndarray) -> None:
+                mean[...] = self.anchor[part] + outer_lr * (mean - self.anchor[part])
+
+            return update
+
+        def average_parameters(self, params: Any) -> bool:
+            fired = super().average_parameters(params)
+            if fired:
+                self.anchor[...] = params[0].flat
+            return fired
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(5)}, comm)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), OuterStep(comm, arena))
+        seen = []
+        for _ in range(6):
+            arena.grad.flat[...] = -(comm.rank + 1) / 2
+            training.step()
+            seen.append(arena["x"].copy())
+        return np.array(seen)[1::2].tolist()
+
+    for rounds in run_threads(3, work, hosts="2+1"):
+        np.testing.assert_allclose(
+            rounds, [[2.0 * outer_lr * k] * 5 for k in (1, 2, 3)], rtol=1e-14
+        )
+
+
+def stationary(comm: Communicator, period: int, rounds: int, coordinates: int) -> list[float]:
+    """Mean square after the last round, and the workers' spread before it.
+
+    Gradient x + noise of variance 1 at lr 0.2, in independent coordinates from 0.
+    """
+    arena = Arena({"x": np.zeros(coordinates)}, comm)
+    training = LocalSGD(optim.SGD(arena, lr=0.2), period)
+    rng = np.random.default_rng([7, comm.rank])
+    noise = np.empty(coordinates)
+    spread = np.nan
+    for step in range(1, rounds * period + 1):
+        rng.standard_normal(out=noise)
+        np.add(arena.flat, noise, out=arena.grad.flat)
+        if step < rounds * period:
+            training.step()
+        else:
+            training.optim.step()
+            deviation = (arena.flat - training.mean()["x"]) ** 2
+            squares = np.array([deviation.mean()])
+            comm.allreduce(squares, "mean")
+            spread = float(squares[0])
+            training.averager.average_parameters([arena])
+    return [float((arena.flat**2).mean()), spread]
+
+
+@pytest.mark.parametrize(("period", "rounds"), [(16, 5), (1, 60)])
+def test_variance_and_spread_of_the_stationary_law(period: int, rounds: int) -> None:
+    """lr η = 0.2, curvature 1, noise 1, K = 8 workers, a = 1 - η.
+
+        Var(average)          = η / (K (2 - η))                       = 0.0138889, whatever H
+        spread before a round = (1 - 1/K) η² (1 - a^2H) / (1 - a²)    = 0.0971452 at H = 16
+
+    A variance measured in n coordinates has relative error √(2/n), the spread √(2/(7n)): four
+    standard deviations are allowed. After 60 steps the start weighs 0.8^120 = 2e-12.
+    """
+    coordinates = 20_000
+    lr, size, decay = 0.2, 8, 0.8
+    variance = lr / (size * (2 - lr))
+    spread = (1 - 1 / size) * lr**2 * (1 - decay ** (2 * period)) / (1 - decay**2)
+    results = run_threads(size, stationary, period, rounds, coordinates, hosts="3+3+2")
+    for measured, measured_spread in results:
+        assert abs(measured / variance - 1) < 4 * np.sqrt(2 / coordinates)
+        assert abs(measured_spread / spread - 1) < 4 * np.sqrt(2 / (7 * coordinates))
+
+
+def problem(rank: int, alike: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A positive definite A and a centre b of ½(x-b)'A(x-b), of this rank alone."""
+    rng = np.random.default_rng(0 if alike else rank)
+    root = rng.normal(size=(3, 3))
+    return root @ root.T / 6 + 0.5 * np.eye(3), np.random.default_rng(100 + rank).normal(size=3)
+
+
+def solve(size: int, hosts: str, period: int, rounds: int, *, alike: bool) -> np.ndarray:
+    """Where local gradient descent at lr 0.1 ends, equal on all ranks."""
+
+    def work(comm: Communicator) -> np.ndarray:
+        curvature, centre = problem(comm.rank, alike)
+        arena = Arena({"x": np.zeros(3)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=0.1), period)
+        for _ in range(rounds * period):
+            arena.grad["x"] = curvature @ (arena["x"] - centre)
+            training.step()
+        return arena["x"].copy()
+
+    results = run_threads(size, work, hosts=hosts)
+    assert len({result.tobytes() for result in results}) == 1
+    return results[0]
+
+
+@pytest.mark.parametrize("period", [1, 4, 16])
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_heterogeneous_workers_end_at_the_known_fixed_point(
+    size: int, hosts: str, period: int
+) -> None:
+    """P_k = I - (I - η A_k)^H; the fixed point is (Σ P_k)⁻¹ Σ P_k b_k.
+
+    At H = 1 that is the optimum (Σ A_k)⁻¹ Σ A_k b_k.
+    """
+    problems = [problem(rank, alike=False) for rank in range(size)]
+    pulls = [
+        np.eye(3) - np.linalg.matrix_power(np.eye(3) - 0.1 * curvature, period)
+        for curvature, _ in problems
+    ]
+    expected = np.linalg.solve(
+        sum(pulls), sum(pull @ centre for pull, (_, centre) in zip(pulls, problems, strict=True))
+    )
+    found = solve(size, hosts, period, 1 + 800 // period, alike=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    optimum = np.linalg.solve(
+        sum(curvature for curvature, _ in problems),
+        sum(curvature @ centre for curvature, centre in problems),
+    )
+    biased = size > 1 and period > 1
+    assert np.allclose(found, optimum, rtol=1e-6, atol=1e-9) != biased
+
+
+def test_long_periods_end_at_the_mean_of_the_centres() -> None:
+    centres = [problem(rank, alike=False)[1] for rank in range(3)]
+    found = solve(3, "2+1", 600, 2, alike=False)
+    np.testing.assert_allclose(found, np.mean(centres, axis=0), rtol=1e-9)
+
+
+def test_equal_curvatures_leave_no_bias() -> None:
+    centres = [problem(rank, alike=True)[1] for rank in range(4)]
+    found = solve(4, "0,2/1,3", 16, 60, alike=True)
+    np.testing.assert_allclose(found, np.mean(centres, axis=0), rtol=1e-9)
+
+
+def test_a_round_contracts_by_the_power_of_the_local_step() -> None:
+    """Common curvature ¼, lr 1/2: a round of H = 3 multiplies the distance by (7/8)³."""
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.full(1, 512.0)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=0.5), period=3)
+        seen = []
+        for step in range(1, 7):
+            arena.grad["x"] = 0.25 * arena["x"]
+            training.step()
+            if step % 3 == 0:
+                seen.append(float(arena["x"][0]))
+        return seen
+
+    assert run_threads(3, work, hosts="2+1") == [[343.0, 343.0 * 343.0 / 512.0]] * 3

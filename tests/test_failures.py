@@ -1,0 +1,99 @@
+"""MPI jobs in which a rank raises, dies, ends early or stays silent: nobody hangs, all is said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIMIT_S = 60
+
+
+def run_job(tmp_path: Path, body: str, *, ranks: int = 3, layout: str = "3") -> tuple[int, str]:
+    """Exit code and output of a job whose ranks run ``body`` with ``comm`` in scope."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "import numpy as np\n"
+        "import localsgd\n"
+        "comm = localsgd.world(deadline_s=20)\n"
+        "buffer = comm.allocate(1000, np.float32)\n"
+        "buffer[...] = comm.rank\n"
+        "comm.allreduce(buffer, 'mean')\n"
+        f"{body}\n"
+    )
+    command = [sys.executable, "-m", "localsgd.cli", "run", "-n", str(ranks), "--layout", layout]
+    ended = subprocess.run(
+        [*command, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("layout", ["3", "2+1", "1+1+1"])
+def test_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, layout: str) -> None:
+    body = (
+        "if comm.rank == 1:\n    raise KeyError('no such batch')\ncomm.barrier()\nprint('went on')"
+    )
+    code, output = run_job(tmp_path, body, layout=layout)
+    assert code != 0
+    assert "rank 1 raised:" in output
+    assert "KeyError: 'no such batch'" in output
+    assert "went on" not in output
+
+
+@pytest.mark.parametrize("layout", ["3", "2+1"])
+def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
+    body = (
+        "if comm.rank == 0:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "comm.barrier()\n"
+        "print('went on')"
+    )
+    code, output = run_job(tmp_path, body, layout=layout)
+    assert code != 0
+    assert "went on" not in output
+
+
+def test_rank_that_ends_early_is_named(tmp_path: Path) -> None:
+    code, output = run_job(tmp_path, "if comm.rank == 2: sys.exit(0)\ncomm.barrier()")
+    assert code != 0
+    assert "RankFailure: rank 2 has closed the group or ended" in output
+
+
+@pytest.mark.parametrize("layout", ["2", "1+1"])
+def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layout: str) -> None:
+    """Rank 1 stops itself; nothing wakes it, and the job ends all the same."""
+    body = (
+        "other = localsgd.world(deadline_s=1)\n"
+        "if comm.rank == 1:\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "other.barrier()"
+    )
+    code, output = run_job(tmp_path, body, ranks=2, layout=layout)
+    assert code != 0
+    assert "RankFailure: waited 1" in output
+    assert "rank 1" in output
+
+
+def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
+    body = (
+        "try:\n"
+        "    comm.allreduce(buffer if comm.rank else buffer.astype(int), 'mean')\n"
+        "except (TypeError, localsgd.MismatchError) as error:\n"
+        "    print(f'rank {comm.rank}: {type(error).__name__}: {error}')\n"
+        "comm.allreduce(buffer, 'mean')\n"
+        "print('went on with', buffer[0])"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    reason = "TypeError: the mean needs a floating-point buffer, got int64"
+    assert f"rank 0: {reason}" in output
+    for rank in (1, 2):
+        assert f"rank {rank}: MismatchError: rank 0 could not take part: {reason}" in output
+    assert output.count("went on with 1.0") == 3
