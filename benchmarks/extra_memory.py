@@ -21,7 +21,13 @@ from benchmarks.report import Goal, Report
 
 COUNT = 25_600_000
 MOST_MIB = 4.0
-_SETTINGS = [(2, "2", True), (4, "4", True), (4, "2+2", True), (4, "1+1+1+1", True), (4, "4", False)]
+_SETTINGS = [
+    (2, "2", True),
+    (4, "4", True),
+    (4, "2+2", True),
+    (4, "1+1+1+1", True),
+    (4, "4", False),
+]
 
 
 def worker(options: Mapping[str, Any]) -> dict[str, float] | None:

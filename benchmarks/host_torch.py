@@ -35,9 +35,7 @@ def measure(rounds: int) -> Report:
         times = run_here("benchmarks.host_torch", ranks, {"rounds": rounds})
         spreads = report.add_times(f"{ranks} ranks", times)
         faster = spreads[TORCH].median / spreads[OURS].median
-        report.goals.append(
-            Goal("host-torch", f"{ranks} ranks", faster, 15, True, "times faster")
-        )
+        report.goals.append(Goal("host-torch", f"{ranks} ranks", faster, 15, True, "times faster"))
     return report
 
 

@@ -32,9 +32,7 @@ def measure(rounds: int) -> Report:
             setting = f"{library}, {layout}"
             options = {"rounds": rounds}
             try:
-                seconds = run_on_hosts(
-                    "benchmarks.hosts_limit", ranks, RATE_GBIT, options, library
-                )
+                seconds = run_on_hosts("benchmarks.hosts_limit", ranks, RATE_GBIT, options, library)
             except NotAvailable as reason:
                 report.goals.append(
                     Goal("hosts-limit", setting, None, MOST, False, unit, str(reason))

@@ -73,9 +73,7 @@ def measure(rounds: int) -> Report:
             try:
                 times = run_on_hosts("benchmarks.overlap", layout, RATE_GBIT, options, library)
             except NotAvailable as reason:
-                report.goals.append(
-                    Goal("overlap", setting, None, LEAST, True, unit, str(reason))
-                )
+                report.goals.append(Goal("overlap", setting, None, LEAST, True, unit, str(reason)))
                 return report
             spreads = report.add_times(setting, times, ROUND)
             alone = spreads[ROUND].median

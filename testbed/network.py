@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it ships no types
+from pyroute2 import IPRoute
 
 from testbed.launch import INTERFACE
 

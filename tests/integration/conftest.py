@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from on_hosts import NOT_RUN
+
+from integration.on_hosts import NOT_RUN
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

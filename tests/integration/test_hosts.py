@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts_job import COUNT, digests
-from on_hosts import hosts_up, interpreter
 
+from integration.hosts_job import COUNT, digests
+from integration.on_hosts import hosts_up, interpreter
 from localsgd import run_threads
 
 LIBRARIES = ["openmpi", "mpich"]

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from on_hosts import ROOT, hosts_up
 
+from integration.on_hosts import ROOT, hosts_up
 from testbed import Hosts
 
 # Sends 8 MB from h0 to h1 and says how long it took.
