@@ -25,7 +25,7 @@ def rewrite(path: Path, reports: Sequence[Report]) -> None:
         part = f"{begin}\n## {report.name}\n{report.markdown()}\n{command}\n{end}"
         found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if found.search(text):
-            text = found.sub(lambda _, part=part: part, text)
+            text = found.sub(part.replace("\\", r"\\"), text)
         else:
             text = f"{text.rstrip()}\n\n{part}\n"
     path.write_text(text)
