@@ -27,7 +27,7 @@ LAYER = {module: number for number, layer in enumerate(LAYERS) for module in lay
 COMM: list[set[str]] = [
     {"errors", "topology", "codecs"},
     {"base"},
-    {"hugepages"},
+    {"compiled", "hugepages"},
     {"arithmetic", "plan", "memory", "agreement", "nonmember", "background", "waiting"},
     {"checks", "header", "messages", "regions"},
     {"board", "sharing", "fused"},
