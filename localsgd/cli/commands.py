@@ -9,10 +9,9 @@ from pathlib import Path
 import click
 
 from localsgd.cli.launcher import LaunchError, find_mpirun, find_program
-from localsgd.cli.supervise import run_job
+from localsgd.cli.supervise import CANNOT_START, run_job
 from localsgd.comm import Topology
 
-CANNOT_START = 127
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
 

@@ -25,18 +25,14 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def dies_with_parent() -> Callable[[], None] | None:
-    """What a child calls before it becomes mpirun, so that it ends should this process be killed.
-
-    The signal is SIGINT, after which mpirun of either library kills its ranks at once and cleans
-    up; MPICH's would pass SIGTERM on and wait for ranks that ignore it.
-    """
+def dying_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """What a child calls first, so that it gets a signal should this process be killed."""
     if sys.platform != "linux":
-        return None
+        return lambda: None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT), 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
 

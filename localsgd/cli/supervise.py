@@ -1,68 +1,84 @@
-"""Runs a job to its end: passes signals on, leaves no process and no file of the job behind."""
+"""Runs a job to its end: passes signals on, leaves no process and no file of the job behind.
+
+Three processes, each of which the next survives: the command, which the user sees and may kill; a
+guard, which starts mpirun and clears up after it; and mpirun.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from localsgd.cli.launcher import Job, LaunchError
+from localsgd.cli.launcher import Job
 from localsgd.cli.leftovers import Leftovers
 from localsgd.cli.processes import (
     adopt_orphans,
     descendants,
-    dies_with_parent,
+    dying_with_parent,
     kill_descendants,
 )
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 TIMED_OUT = 124
+CANNOT_START = 127
 # What follows a signal that has not ended the job after so many seconds. MPICH leaves it to the
 # ranks to obey SIGTERM; after SIGINT mpirun of either library kills them.
 _GRACE_S = 10.0
 _LAST_GRACE_S = 2.0
-# How often to look at the job's files: often at first, or an early death would leave some.
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 1.0
+_PAUSE_S = 0.05
 
 
 def run_job(job: Job, timeout_s: float | None = None) -> int:
-    """The exit code of the job: the ranks', 128 + n after signal n, 124 after the timeout.
+    """The exit code of the job: the ranks', 128 + n after signal n, 124 after the timeout."""
+    adopt_orphans()
+    prepare = dying_with_parent(signal.SIGTERM)
+    guard = os.fork()
+    if guard == 0:
+        prepare()
+        # A session of its own, or the terminal would send Ctrl-C twice.
+        os.setsid()
+        os._exit(_guarded(job, timeout_s))
+    with _passing_on(lambda number: os.kill(guard, number)):
+        code = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+    if code != 0:
+        kill_descendants()
+    return _as_shells_do(code)
 
-    Raises:
-        LaunchError: if the launcher cannot be executed.
-    """
+
+def _guarded(job: Job, timeout_s: float | None) -> int:
+    """The exit code of the job, after which nothing of it is left."""
     adopt_orphans()
     leftovers = Leftovers(job.environment)
     try:
         process = subprocess.Popen(
-            job.command,
-            env=job.environment,
-            start_new_session=True,
-            preexec_fn=dies_with_parent(),
+            job.command, env=job.environment, preexec_fn=dying_with_parent(signal.SIGINT)
         )
     except OSError as error:
-        raise LaunchError(f"{job.command[0]} cannot be executed: {error.strerror}") from None
-    received: list[int] = []
-    with _passing_on(process, received):
+        print(f"localsgd: {job.command[0]}: {error.strerror}", file=sys.stderr)
+        return CANNOT_START
+    with _passing_on(process.send_signal) as received:
         timed_out = _wait(process, leftovers, received, timeout_s)
         if received or timed_out:
             _end(process, leftovers)
         if process.returncode != 0:
-            leftovers.look(descendants())
             kill_descendants()
         leftovers.remove(process.pid)
     if timed_out:
         return TIMED_OUT
-    if received:
-        return 128 + received[0]
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return _as_shells_do(-received[0] if received else process.returncode)
+
+
+def _as_shells_do(code: int) -> int:
+    """The exit code for a process, of which a negative one says the signal that ended it."""
+    return code if code >= 0 else 128 - code
 
 
 def _wait(
@@ -73,54 +89,46 @@ def _wait(
 ) -> bool:
     """Waits for the job to end or to be asked to; returns whether its time is over."""
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    pause = _FIRST_PAUSE_S
-    while not received:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+    while not received and process.poll() is None:
+        if time.monotonic() >= deadline:
             print(f"localsgd: ended after {timeout_s:g} s", file=sys.stderr)
             process.terminate()
             return True
-        if _ends_within(process, min(pause, remaining)):
-            break
-        leftovers.look(descendants())
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        leftovers.wait(_PAUSE_S, descendants)
     return False
 
 
 def _end(process: subprocess.Popen[bytes], leftovers: Leftovers) -> None:
     """Sees to it that a job that got a signal ends."""
-    leftovers.look(descendants())
-    if not _ends_within(process, _GRACE_S):
-        leftovers.look(descendants())
+    if not _ends_within(_GRACE_S, process, leftovers):
         process.send_signal(signal.SIGINT)
-        if not _ends_within(process, _LAST_GRACE_S):
+        if not _ends_within(_LAST_GRACE_S, process, leftovers):
             process.kill()
             process.wait()
 
 
-def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
+def _ends_within(seconds: float, process: subprocess.Popen[bytes], leftovers: Leftovers) -> bool:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() >= deadline:
+            return False
+        leftovers.wait(_PAUSE_S, descendants)
     return True
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes], received: list[int]) -> Iterator[None]:
-    """Passes signals on to the job, and notes those that ask for its end."""
+def _passing_on(send: Callable[[int], None]) -> Iterator[list[int]]:
+    """Passes signals on; gives the list of those so far that ask for the end."""
+    received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        pass_on(number, frame)
+    def handle(number: int, _: FrameType | None) -> None:
+        if number in ENDING:
+            received.append(number)
+        send(number)
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        process.send_signal(number)
-
-    handlers = {**dict.fromkeys(ENDING, note), **dict.fromkeys(PASSED_ON, pass_on)}
-    previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+    previous = {number: signal.signal(number, handle) for number in PASSED_ON}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
