@@ -1,6 +1,6 @@
 """Local SGD: one model on many workers that talk rarely."""
 
-from localsgd import optim
+from localsgd import lr, optim
 from localsgd.arena import Arena, FlatArrays, Subset
 from localsgd.averagers import (
     HierarchicalModelAverager,
@@ -20,7 +20,7 @@ from localsgd.comm import (
     world,
 )
 from localsgd.optimizer import LocalSGD, PostLocalSGDOptimizer
-from localsgd.schedules import Schedule, aligned, every, post_local
+from localsgd.schedules import Schedule, aligned, every, post_local, when
 
 __all__ = [
     "NON_MEMBER",
@@ -41,9 +41,11 @@ __all__ = [
     "aligned",
     "average_parameters",
     "every",
+    "lr",
     "optim",
     "post_local",
     "run_threads",
     "solo",
+    "when",
     "world",
 ]
