@@ -19,8 +19,10 @@ from localsgd.comm import (
     solo,
     world,
 )
+from localsgd.data import ShardSampler
 from localsgd.optimizer import LocalSGD, PostLocalSGDOptimizer
 from localsgd.schedules import Schedule, aligned, every, post_local, when
+from localsgd.streams import RandomStreams
 
 __all__ = [
     "NON_MEMBER",
@@ -33,8 +35,10 @@ __all__ = [
     "ModelAverager",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
+    "RandomStreams",
     "RankFailure",
     "Schedule",
+    "ShardSampler",
     "Subset",
     "Topology",
     "Traffic",

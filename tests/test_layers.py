@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"localsgd.agreement", "localsgd.checks"},
     {"localsgd.layout", "localsgd.schedules"},
     {"localsgd.arena"},
-    {"localsgd.averagers", "localsgd.optim"},
+    {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
     {"localsgd.optimizer"},
     {"localsgd"},
     {"localsgd.cli"},
