@@ -5,7 +5,7 @@ SIZES := 1 2 3 4 6
 LIMIT := timeout --kill-after=10 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-hosts clean $(SIZES:%=test-%) test-single
+.PHONY: help demo test test-torch check bench bench-hosts clean $(SIZES:%=test-%) test-single
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ test-single: .venv/ready .venv-mpich/ready
 $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi tests/conformance
 	$(LIMIT) .venv-mpich/bin/localsgd run -n $* -- .venv-mpich/bin/pytest -q --with-mpi tests/conformance
+
+test-torch: .venv-bench/ready ## Compare with torch, in an environment that has it
+	.venv-bench/bin/pytest -q tests/with_torch
 
 check: .venv/ready ## Lint, types, then all tests
 	.venv/bin/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -11,6 +12,10 @@ from backends import under_mpi
 from watchdog import watched
 
 LIMIT_S = 120
+
+
+# Comparisons with torch run where torch is: `make test-torch`.
+collect_ignore = [] if find_spec("torch") else ["with_torch"]
 
 
 @pytest.hookimpl(wrapper=True)
