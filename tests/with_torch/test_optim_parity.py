@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import torch
+
 from localsgd import Arena, lr, optim, solo
 
 STEPS = 100
