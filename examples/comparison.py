@@ -152,7 +152,7 @@ def show(
     for name, runs in outcomes.items():
         final = [run.curve[-1] for run in runs]
         cells = [name, measure.text(float(np.median(final)))]
-        cells += [f"{measure.text(min(final))} to {measure.text(max(final))}"] if several else []
+        cells += [f"{measure.text(min(final))}..{measure.text(max(final))}"] if several else []
         table.add_row(
             *cells,
             f"{runs[0].rounds:,}",
