@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-LIMIT_S = 60.0
+LIMIT_S = 40.0
 
 
 def run_ranks(size: int, body: Callable[..., Any], *args: object) -> list[Any]:
@@ -43,7 +45,9 @@ def run_ranks(size: int, body: Callable[..., Any], *args: object) -> list[Any]:
         try:
             while ends:
                 ready = wait(list(ends), LIMIT_S)
-                assert ready, f"no answer from ranks {sorted(ends.values())}"
+                if not ready:
+                    _show_where_they_stand(processes)
+                    raise AssertionError(f"no answer from ranks {sorted(ends.values())}")
                 for end in ready:
                     rank = ends.pop(end)
                     answers[rank] = _receive(end)
@@ -54,6 +58,13 @@ def run_ranks(size: int, body: Callable[..., Any], *args: object) -> list[Any]:
                     process.kill()
                 process.join()
     return [answers[rank][1] for rank in range(size)]
+
+
+def _show_where_they_stand(processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGUSR1)
+            process.join(1.0)
 
 
 def _receive(end: Any) -> tuple[bool, Any]:
@@ -67,7 +78,7 @@ def _receive(end: Any) -> tuple[bool, Any]:
 def _rank(
     answer: Connection, rank: int, size: int, folder: str, body: Callable[..., Any], args: Any
 ) -> None:
-    faulthandler.dump_traceback_later(LIMIT_S - 5, file=sys.__stderr__)
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
@@ -76,4 +87,3 @@ def _rank(
         dist.barrier()
     except BaseException:
         answer.send((False, traceback.format_exc()))
-    faulthandler.cancel_dump_traceback_later()
