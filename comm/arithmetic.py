@@ -58,10 +58,16 @@ class Scratch:
         self._rows = np.empty((3, length), self.work)
         self._result = np.empty(length, dtype)
 
-    def combine(self, op: Op, parts: Sequence[Array], weights: Sequence[float]) -> Array:
-        """The parts, each of shape ``(n,)``, combined in order; valid until the next call."""
-        count = parts[0].size
-        result = self._result[:count]
+    def combine(
+        self, op: Op, parts: Sequence[Array], weights: Sequence[float], out: Array | None = None
+    ) -> Array:
+        """The parts, each of shape ``(n,)``, combined in order.
+
+        Args:
+            out: where to write the result, perhaps one of the parts; None gives memory that is
+                valid until the next call.
+        """
+        result = self._result[: parts[0].size] if out is None else out
         if op == "mean":
             self._mean(parts, weights, result)
         else:
@@ -69,6 +75,7 @@ class Scratch:
         return result
 
     def _mean(self, parts: Sequence[Array], weights: Sequence[float], result: Array) -> None:
+        """Writes ``result`` last, so that it may be one of the parts."""
         used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
         if len(used) == 1:
             result[...] = used[0][0]
@@ -77,8 +84,7 @@ class Scratch:
         total = sum(weight for _, weight in used)
         # Half precisions are widened once; the others are read where they lie.
         narrow = result.dtype != self.work
-        shift = result if not narrow else self._rows[0, :count]
-        difference, first = self._rows[1, :count], used[0][0]
+        shift, difference, first = self._rows[0, :count], self._rows[1, :count], used[0][0]
         if narrow:
             widened = self._rows[2, :count]
             widened[...] = first
@@ -97,17 +103,12 @@ class Scratch:
         np.subtract(first, shift, out=result, casting="same_kind")
 
     def _fold(self, op: Op, parts: Sequence[Array], result: Array) -> None:
-        if op == "sum" and len(parts) > 1:
-            total = self._rows[0, : result.size]
-            np.add(parts[0], parts[1], out=total, dtype=self.work, casting="same_kind")
-            for part in parts[2:]:
-                np.add(total, part, out=total, casting="same_kind")
-            result[...] = total
-            return
-        result[...] = parts[0]
-        fold = np.minimum if op == "min" else np.maximum
+        fold = {"sum": np.add, "min": np.minimum, "max": np.maximum}[op]
+        total = self._rows[0, : result.size]
+        total[...] = parts[0]
         for part in parts[1:]:
-            fold(result, part, out=result)
+            fold(total, part, out=total, casting="same_kind")
+        result[...] = total
 
 
 def blend(own: Array, result: Array, mix: float, out: NDArray[Any]) -> None:

@@ -153,6 +153,7 @@ class Communicator(Protocol):
         codec: Codec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
+        label: str = "",
     ) -> None:
         """Reduces, updates and writes back in one pass over memory.
 
@@ -166,6 +167,7 @@ class Communicator(Protocol):
                 cache-sized blocks, between reduction and write-back, and changes ``reduced``
                 (shape ``(part.stop - part.start,)``, the buffer's dtype) in place.
             mix: each rank ends with ``mix * own + (1 - mix) * result``, in [0, 1].
+            label: what this call is for, as in "round after step 6"; compared like the rest.
 
         Raises:
             MismatchError, RankFailure, ValueError, TypeError.

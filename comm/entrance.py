@@ -7,6 +7,7 @@ from one rank there, one small message each. So whoever has entered knows that e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Entrance:
         self.host_barrier()
         headers = self._between_hosts(self._board.headers(self.sequence))
         if not header.all_same(headers):
-            self._raise_mismatch(headers)
+            self._raise_mismatch(headers, call.detail)
         return headers
 
     def enter_with_error(self, error: Exception) -> None:
@@ -109,11 +110,11 @@ class Entrance:
                 found[rank] = row.tobytes()
         return found
 
-    def _raise_mismatch(self, headers: Sequence[bytes]) -> None:
+    def _raise_mismatch(self, headers: Sequence[bytes], detail: str) -> NoReturn:
         invalid, reason = self._explain(headers)
         if invalid:
             raise MismatchError(f"{name_ranks(invalid)} could not take part: {reason}")
-        header.require_same(headers)
+        header.raise_mismatch(headers, self._mail.collect(detail))
 
     def _explain(self, headers: Sequence[bytes]) -> tuple[list[int], str]:
         """The ranks whose own arguments were wrong, and the first one's message."""

@@ -132,8 +132,10 @@ class Pass:
                 self._expect(i, atom, index, atom.home, atom.owner, RESULT)
         if job.op is not None and self._host_weights[self._home] > 0:
             for i, atom in self._lent:
-                mean = self._sum_host(local, where(i, index))
-                self._post(self._encoded(mean), atom.owner, MEAN, index)
+                place = where(i, index)
+                values = np.empty(place.stop - place.start, self._scratch.dtype)
+                self._sum_host(local, place, values)
+                self._post(self._encoded(values), atom.owner, MEAN, index)
 
     def _combine(self, local: Sequence[Array], where: Where, index: int) -> None:
         job = self._job
@@ -142,17 +144,19 @@ class Pass:
             if job.op is None:
                 result = local[self._me][place]
             else:
-                result = self._sum_hosts(local, place, i, atom, index)
+                out = None if job.mix else local[self._me][place]
+                result = self._sum_hosts(local, place, i, atom, index, out)
             if job.update is not None and part.start < part.stop:
                 job.update(part, result)
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
             if others:
-                message = self._encoded(result)
+                # A mixed result lies in scratch memory, any other where it stays.
+                message = self._encoded(result.copy() if job.mix else result)
                 if job.codec is not None:
                     job.codec.decode(message, result)
                 for holder in others:
                     self._post(message, holder, RESULT, index)
-            self._write(local, place, result)
+            self._write(local, place, result, is_mine=not job.mix)
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
         if self._job.spread:
@@ -161,21 +165,27 @@ class Pass:
         for message in self._outgoing.pop(index, []):
             self._mail.wait(message.pieces, message.peer)
 
-    def _sum_host(self, local: Sequence[Array], place: slice) -> Array:
-        """The values of this host's ranks combined; valid until the next call."""
+    def _sum_host(self, local: Sequence[Array], place: slice, out: Array | None = None) -> Array:
+        """The values of this host's ranks combined, in ``out`` or until the next call."""
         assert self._job.op is not None
         parts = [memory[place] for memory in local]
         used = sum(weight > 0 for i, weight in enumerate(self._weights) if i != self._me)
         self.host_read += used * parts[0].nbytes
-        return self._scratch.of_host.combine(self._job.op, parts, self._weights)
+        return self._scratch.of_host.combine(self._job.op, parts, self._weights, out)
 
     def _sum_hosts(
-        self, local: Sequence[Array], place: slice, i: int, atom: Atom, index: int
+        self,
+        local: Sequence[Array],
+        place: slice,
+        i: int,
+        atom: Atom,
+        index: int,
+        out: Array | None,
     ) -> Array:
-        """The values of all hosts combined."""
+        """The values of all hosts combined, in ``out`` or until the next call."""
         assert self._job.op is not None
         if len(self._host_weights) == 1:
-            return self._sum_host(local, place)
+            return self._sum_host(local, place, out)
         means = [
             self._sum_host(local, place)
             if host == self._home
@@ -184,13 +194,15 @@ class Pass:
             if weight > 0
         ]
         weights = [weight for weight in self._host_weights if weight > 0]
-        return self._scratch.of_hosts.combine(self._job.op, means, weights)
+        return self._scratch.of_hosts.combine(self._job.op, means, weights, out)
 
-    def _write(self, local: Sequence[Array], place: slice, result: Array) -> None:
-        if not self._job.spread:
-            local[self._me][place] = result
-            return
-        for index, memory in enumerate(local):
+    def _write(
+        self, local: Sequence[Array], place: slice, result: Array, *, is_mine: bool = False
+    ) -> None:
+        """Brings a result to this host's ranks; ``is_mine`` if it lies in this rank's memory."""
+        for index, memory in enumerate(local if self._job.spread else ()):
+            if index == self._me and is_mine:
+                continue
             own = memory[place]
             if self._job.mix:
                 blend(own, result, self._job.mix, own)
@@ -200,10 +212,10 @@ class Pass:
                 self.host_written += own.nbytes
 
     def _encoded(self, values: Array) -> Array:
-        """A message with the values, in memory of its own."""
+        """A message with the values."""
         codec = self._job.codec
         if codec is None:
-            return values.copy()
+            return values
         message = np.empty(codec.encoded_bytes(values.size), np.uint8)
         codec.encode(values, message)
         return message

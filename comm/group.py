@@ -164,9 +164,10 @@ class Group:
         codec: Codec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
+        label: str = "",
     ) -> None:
         with self._collective:
-            self._reduce("allreduce", buffer, op, weight, codec, update, mix)
+            self._reduce("allreduce", buffer, op, weight, codec, update, mix, label)
 
     def reduce_scatter(
         self,
@@ -178,7 +179,7 @@ class Group:
         update: Update | None = None,
     ) -> None:
         with self._collective:
-            self._reduce("reduce_scatter", buffer, op, weight, codec, update, 0.0)
+            self._reduce("reduce_scatter", buffer, op, weight, codec, update)
 
     def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
         with self._collective:
@@ -286,14 +287,15 @@ class Group:
         weight: float | None,
         codec: Codec | None,
         update: Update | None,
-        mix: float,
+        mix: float = 0.0,
+        label: str = "",
     ) -> None:
         with self._own_errors:
             checks.buffer("buffer", buffer)
             checks.operation(op, buffer.dtype, weight)
             checks.share("mix", mix)
         call = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
-        call = self._reducer.describe(call, buffer, codec)
+        call = self._reducer.describe(call, buffer, codec, label)
         self._reducer.show(buffer)
         headers = self._entrance.enter(call)
         weights = self._equal_weights

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Header(NamedTuple):
         region: names the allocation that the buffer lies in; 0 for private memory.
         offset: of the buffer in its allocation, in bytes.
         root: of a broadcast.
-        codec: its name; empty for none.
+        detail: what else must be equal, in words: a codec, the caller's label.
         has_update: whether this rank updates between sum and write-back.
         mix: the share of its own value that each rank keeps.
         weight: this rank's weight; None for equal weights.
@@ -59,7 +60,7 @@ class Header(NamedTuple):
     region: int = 0
     offset: int = 0
     root: int = 0
-    codec: str = ""
+    detail: str = ""
     has_update: bool = False
     mix: float = 0.0
     weight: float | None = None
@@ -75,7 +76,7 @@ class Header(NamedTuple):
             self.region,
             self.offset,
             self.root,
-            digest(self.codec) if self.codec else 0,
+            _digest_of(self.detail),
             2 * self.has_update + (self.weight is not None),
             self.mix,
             _UNWEIGHTED if self.weight is None else self.weight,
@@ -85,6 +86,11 @@ class Header(NamedTuple):
 def digest(*values: object) -> int:
     """A positive number that names these values, the same on every rank."""
     return int.from_bytes(blake2b(repr(values).encode(), digest_size=7).digest(), "big")
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(detail: str) -> int:
+    return digest(detail) if detail else 0
 
 
 def weight_of(packed: bytes) -> float:
@@ -102,10 +108,10 @@ def all_same(headers: Sequence[bytes]) -> bool:
     return all(packed.startswith(first) for packed in headers)
 
 
-def describe(packed: bytes) -> str:
-    """A packed header in words."""
-    verb, sequence, op, dtype, count, region, offset, root, codec, flags, mix, weight = (
-        _FORMAT.unpack(packed)
+def describe(packed: bytes, detail: str = "") -> str:
+    """A packed header in words; only the digest of its ``detail`` was packed."""
+    verb, sequence, op, dtype, count, region, offset, root, _, flags, mix, weight = _FORMAT.unpack(
+        packed
     )
     words = [VERBS[verb]]
     if dtype >= 0:
@@ -118,25 +124,26 @@ def describe(packed: bytes) -> str:
         words.append(
             f"in allocation {region:x} at byte {offset}" if region else "in private memory"
         )
-    if codec:
-        words.append(f"with codec {codec:x}")
     if flags & 2:
         words.append("with an update")
     if mix:
         words.append(f"with mix {mix}")
     if flags & 1:
         words.append(f"with weight {weight:g}")
+    if detail:
+        words.append(f"for {detail}")
     return f"{' '.join(words)} (collective {sequence})"
 
 
-def require_same(headers: Sequence[bytes]) -> None:
-    """Raises MismatchError, naming the ranks, unless all ranks are about to do the same."""
-    if all_same(headers):
-        return
+def raise_mismatch(headers: Sequence[bytes], details: Sequence[str]) -> NoReturn:
+    """Says what the ranks were about to do, and which."""
     groups: dict[bytes, list[int]] = {}
     for rank, header in enumerate(headers):
         groups.setdefault(header[:-8], []).append(rank)
-    parts = [f"{name_ranks(ranks)}: {describe(headers[ranks[0]])}" for ranks in groups.values()]
+    parts = [
+        f"{name_ranks(ranks)}: {describe(headers[ranks[0]], details[ranks[0]])}"
+        for ranks in groups.values()
+    ]
     raise MismatchError(f"all ranks must make the same call, got {'; '.join(parts)}")
 
 

@@ -52,7 +52,9 @@ class Reducer:
         self._scratches: dict[np.dtype[Any], Scratches] = {}
         self._staging: tuple[Array, ...] | None = None
 
-    def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
+    def describe(
+        self, call: Header, buffer: Array, codec: Codec | None = None, label: str = ""
+    ) -> Header:
         """The header of a call on a buffer, completed by what is known of the buffer."""
         region = self._regions.find(buffer, self._neighbours)
         return call._replace(
@@ -60,7 +62,7 @@ class Reducer:
             elements=buffer.size,
             region=region.number if region else 0,
             offset=region.offset_of(buffer) if region else 0,
-            codec=codec.name if codec else "",
+            detail=label if codec is None else f"{label}, codec {codec.name}",
         )
 
     def show(self, buffer: Array) -> None:

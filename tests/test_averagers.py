@@ -28,6 +28,10 @@ def model(comm: Communicator, dtype: Any = np.float64) -> Arena:
     return Arena({"w": np.zeros(2, dtype), "b": np.zeros((), dtype)}, comm)
 
 
+def values_of(arena: Arena) -> list[float]:
+    return [float(value) for value in arena.flat]
+
+
 def filled(comm: Communicator, value: float) -> Arena:
     arena = model(comm)
     arena.flat[...] = value
@@ -61,7 +65,7 @@ def test_a_round_moves_every_worker_to_the_mean_in_place(size: int, hosts: str) 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "hosts"), [(3, "2+1"), (6, "3+2+1"), (7, "7")])
 def test_identical_replicas_stay_bit_identical(size: int, hosts: str, dtype: Any) -> None:
-    limits = ml_dtypes.finfo(dtype)
+    limits: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     given = np.random.default_rng(0).normal(size=500).astype(dtype)
     given[:3] = [limits.max, limits.tiny, limits.smallest_subnormal]
 
@@ -92,7 +96,7 @@ def test_the_default_group_is_the_world() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         ModelAverager(every(1)).average_parameters(arena)
-        return arena.flat.tolist()
+        return values_of(arena)
 
     assert run_threads(3, work) == [[1.0] * 3] * 3
 
@@ -101,7 +105,7 @@ def test_workers_average_with_their_own_group_only() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         ModelAverager(every(1), comm.split(comm.rank % 2)).average_parameters(arena)
-        return arena.flat.tolist()
+        return values_of(arena)
 
     assert run_threads(4, work, hosts="2+2") == [[1.0] * 3, [2.0] * 3] * 2
 
@@ -143,7 +147,7 @@ def test_workers_at_different_steps_get_an_error_on_every_rank() -> None:
     def work(comm: Communicator) -> int:
         averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
         averager.step = 5 if comm.rank == 1 else 4
-        with pytest.raises(MismatchError, match="round after step 5.*round after step 6"):
+        with pytest.raises(MismatchError, match=r"round after step 5.*round after step 6"):
             averager.average_parameters(arena)
         assert arena.flat.tolist() == [comm.rank] * 3
         return averager.step
@@ -217,7 +221,7 @@ def test_a_worker_without_samples_takes_the_result_and_gives_nothing() -> None:
             arena.flat[...] = np.nan
         averager.record_samples(comm.rank)
         averager.average_parameters(arena)
-        return arena.flat.tolist()
+        return values_of(arena)
 
     assert run_threads(3, work) == [[2.0 / 3 + 3.0 * 2 / 3] * 3] * 3
 
@@ -352,7 +356,7 @@ def test_a_method_with_outer_state_gives_its_rule_for_the_mean() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         HalfWay(every(1), comm).average_parameters(arena)
-        return arena.flat.tolist()
+        return values_of(arena)
 
     assert run_threads(3, work, hosts="2+1") == [
         [0.25 * rank + 0.75 * 0.5] * 3 for rank in range(3)

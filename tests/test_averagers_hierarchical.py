@@ -121,7 +121,7 @@ def test_a_single_host_is_the_world() -> None:
 
 
 def test_numbers_hosts_and_the_world_can_be_mixed() -> None:
-    """Uneven hosts 3+1: the largest has 3 workers, so ``"host"`` wins over pairs."""
+    """Hosts of 3 and 1: the largest has 3 workers, so "host" wins over pairs where both are due."""
     levels = {2: 2, 4: "host", 8: "world"}
     none, pairs, within = [0.0, 1.0, 2.0, 3.0], PAIRS, [1.0, 1.0, 1.0, 3.0]
     expected = [ALL, none, pairs, none, within, none, pairs, none, ALL]
@@ -228,7 +228,7 @@ def test_levels_can_be_read_smallest_group_first() -> None:
 
 
 def test_a_worker_outside_the_group_counts() -> None:
-    averager = HierarchicalModelAverager({2: 2, 4: 4}, comm=NON_MEMBER)  # type: ignore[arg-type]
+    averager = HierarchicalModelAverager({2: 2, 4: 4}, comm=NON_MEMBER)
     arena = Arena({"w": np.ones(1)}, solo())
     assert [averager.average_parameters(arena) for _ in range(5)] == [False] * 5
     averager.flush(arena)

@@ -113,13 +113,13 @@ def test_different_warmups_are_an_error_on_every_rank() -> None:
 
 
 def test_period_and_warmup_can_be_read() -> None:
-    averager = PeriodicModelAverager(np.int64(4), warmup_steps=13, comm=solo())
+    averager = PeriodicModelAverager(4, warmup_steps=13, comm=solo())
     assert (averager.period, averager.warmup_steps, averager.step) == (4, 13, 0)
     assert repr(averager) == "PeriodicModelAverager(post_local(4, warmup_steps=13))"
 
 
 def test_a_worker_outside_the_group_counts() -> None:
-    averager = PeriodicModelAverager(4, comm=NON_MEMBER)  # type: ignore[arg-type]
+    averager = PeriodicModelAverager(4, comm=NON_MEMBER)
     assert calls_that_averaged(averager, Arena({"w": np.ones(1)}, solo()), 5) == []
     assert averager.step == 6
 

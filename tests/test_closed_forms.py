@@ -71,7 +71,7 @@ def test_period_one_is_not_minibatch_adamw() -> None:
 
 @pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])
 def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -> None:
-    """x = x0 + ν (mean - x0); ν = 1 is plain averaging. Workers drift by r+1 a round."""
+    """x = x0 + lr (mean - x0); lr 1 is plain averaging. Workers drift by r+1 a round."""
 
     class OuterStep(ModelAverager):
         def __init__(self, comm: Communicator, arena: Arena) -> None:
@@ -98,7 +98,7 @@ def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -
             arena.grad.flat[...] = -(comm.rank + 1) / 2
             training.step()
             seen.append(arena["x"].copy())
-        return np.array(seen)[1::2].tolist()
+        return [values.tolist() for values in seen[1::2]]
 
     for rounds in run_threads(3, work, hosts="2+1"):
         np.testing.assert_allclose(

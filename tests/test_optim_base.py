@@ -201,7 +201,7 @@ def test_an_invalid_group_is_not_added() -> None:
 def test_differing_hyperparameters_name_the_first_difference_on_every_rank() -> None:
     def work(comm: Communicator) -> optim.SGD:
         arena = model(comm)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": arena.subset("w")},
             {"params": arena.subset("b"), "weight_decay": 0.5 if comm.rank == 1 else 0.25},
         ]
@@ -282,7 +282,9 @@ def test_loading_copies_and_keeps_the_identity_of_groups_and_state() -> None:
     saved["param_groups"][0]["initial_lr"] = 0.5
     sgd.load_state_dict(saved)
     saved["state"]["b"]["momentum_buffer"][...] = 99
-    assert sgd.param_groups is groups and groups[0] is group and sgd.state is state
+    assert sgd.param_groups is groups
+    assert groups[0] is group
+    assert sgd.state is state
     assert group["initial_lr"] == 0.5
     assert 99 not in sgd.state["b"]["momentum_buffer"]
 
@@ -362,7 +364,10 @@ def test_repr_shows_every_groups_hyperparameters() -> None:
     assert repr(optim.AdamW(arena, lr=0.1)) == (
         "AdamW(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, maximize=False)"
     )
-    groups = [{"params": arena.subset("w")}, {"params": arena.subset("b"), "lr": 0.5}]
+    groups: list[dict[str, Any]] = [
+        {"params": arena.subset("w")},
+        {"params": arena.subset("b"), "lr": 0.5},
+    ]
     assert "group 1: lr=0.5, momentum=0.0" in repr(optim.SGD(groups, lr=0.1))
 
 

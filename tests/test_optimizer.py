@@ -385,7 +385,7 @@ def test_both_parts_are_checked() -> None:
     sgd = optim.SGD(Arena({"x": np.ones(1)}, solo()), lr=0.5)
     with pytest.raises(TypeError, match="averager must have step and average_parameters"):
         PostLocalSGDOptimizer(sgd, every(4))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="optim must be an optimizer of localsgd.optim, got None"):
+    with pytest.raises(TypeError, match=r"an optimizer of localsgd\.optim, got None"):
         PostLocalSGDOptimizer(None, ModelAverager(every(1), solo()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="optim must be an optimizer"):
         LocalSGD(None, 4)  # type: ignore[arg-type]

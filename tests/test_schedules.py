@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localsgd import Schedule, aligned, every, post_local
+
+Make = Callable[..., Schedule]
 
 
 def fires(schedule: Schedule, upto: int) -> list[int]:
@@ -49,7 +53,7 @@ def test_every_stays_synchronous_at_first_and_then_leaves_whole_periods() -> Non
 
 
 @pytest.mark.parametrize("make", [post_local, aligned])
-def test_no_round_before_any_step(make) -> None:
+def test_no_round_before_any_step(make: Make) -> None:
     assert not make(4).due(0)
     assert not every(4).due(0)
     assert not every(4, synchronous_steps=2).due(0)
@@ -64,20 +68,20 @@ def test_post_local_holds_one_round_a_period_past_warmup(period: int, warmup: in
 
 @pytest.mark.parametrize("period", [0, -3])
 @pytest.mark.parametrize("make", [every, post_local, aligned])
-def test_a_period_below_one_step_is_refused(make, period: int) -> None:
+def test_a_period_below_one_step_is_refused(make: Make, period: int) -> None:
     with pytest.raises(ValueError, match=f"period must be at least 1, got {period}"):
         make(period)
 
 
 @pytest.mark.parametrize("make", [post_local, aligned])
-def test_warmup_is_checked_before_the_period(make) -> None:
+def test_warmup_is_checked_before_the_period(make: Make) -> None:
     with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):
         make(0, -1)
 
 
 @pytest.mark.parametrize("number", [2.5, 2.0, True, float("nan"), "4", None])
 @pytest.mark.parametrize("make", [every, post_local, aligned])
-def test_numbers_of_steps_must_be_integers(make, number: object) -> None:
+def test_numbers_of_steps_must_be_integers(make: Make, number: object) -> None:
     with pytest.raises(TypeError, match="period must be an integer"):
         make(number)
     with pytest.raises(TypeError, match="steps must be an integer"):
@@ -87,7 +91,7 @@ def test_numbers_of_steps_must_be_integers(make, number: object) -> None:
 
 
 def test_numpy_integers_are_integers() -> None:
-    assert every(np.int32(4)) == every(4)
+    assert every(np.int32(4)) == every(4)  # type: ignore[arg-type]
 
 
 def test_schedules_are_values_with_a_readable_repr() -> None:

@@ -178,7 +178,6 @@ class ModelAverager:
 
     def _round(self, arenas: Sequence[Arena], group: Communicator, name: str) -> None:
         before = group.traffic
-        group.agree(name, "the step of the averager")
         for index, arena in enumerate(arenas):
             group.allreduce(
                 arena.flat,
@@ -186,6 +185,7 @@ class ModelAverager:
                 weight=self._weight(),
                 update=self.update_of(index, arena),
                 mix=self.mix,
+                label=name,
             )
         self._samples = None
         self.rounds += 1

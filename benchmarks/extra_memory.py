@@ -1,0 +1,88 @@
+"""How much memory does one average take beyond the arena, per rank?
+
+Counted over the first average: for each rank the peak of what Python and numpy allocate
+(tracemalloc); the shared blocks that the ranks made and keep (memfds, each once, over all ranks);
+and, as a check on what goes past both, the growth of each rank's anonymous memory (RssAnon).
+"""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import localsgd
+from benchmarks.jobs import run_here, script
+from benchmarks.report import Goal, Report
+
+COUNT = 25_600_000
+MOST_MIB = 4.0
+_SETTINGS = [
+    (2, "2", True),
+    (4, "4", True),
+    (4, "2+2", True),
+    (4, "1+1+1+1", True),
+    (4, "4", False),
+]
+
+
+def worker(options: Mapping[str, Any]) -> dict[str, float] | None:
+    comm = localsgd.world(hosts=options["hosts"])
+    shared = comm.allocate(COUNT if options["shared"] else 1, np.float32)
+    buffer = shared if options["shared"] else np.ones(COUNT, np.float32)
+    buffer[...] = 1.0
+    blocks, anonymous = _shared_blocks(comm), _anonymous_bytes()
+    tracemalloc.start()
+    comm.allreduce(buffer, "mean")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    growth = _anonymous_bytes() - anonymous
+    peaks, growths = zip(*comm.collect([peak, growth]), strict=True)
+    made = (_shared_blocks(comm) - blocks) / comm.size
+    found = {"allocated": max(peaks), "shared": made, "anonymous": max(growths)}
+    return {name: value / 2**20 for name, value in found.items()} if comm.rank == 0 else None
+
+
+def _shared_blocks(comm: localsgd.Communicator) -> int:
+    """Bytes of the shared memory that the ranks hold, each block once. Collective."""
+    mine: dict[str, int] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(entry).startswith("/memfd:localsgd"):
+                mine[str(entry.stat().st_ino)] = entry.stat().st_size
+        except FileNotFoundError:
+            continue
+    blocks = {block: size for blocks in comm.collect(mine) for block, size in blocks.items()}
+    return sum(blocks.values())
+
+
+def _anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+def measure(rounds: int) -> Report:
+    """One average each; ``rounds`` has no meaning here."""
+    question = (__doc__ or "").partition("\n")[0]
+    report = Report("extra_memory", f"{question} {COUNT / 1e6} M float32, most of all ranks.")
+    report.columns = ["hosts", "memory", "allocated", "shared blocks", "growth of RssAnon"]
+    for ranks, hosts, shared in _SETTINGS:
+        options = {"hosts": hosts, "shared": shared}
+        found = run_here("benchmarks.extra_memory", ranks, options)
+        kind = "arena" if shared else "private"
+        report.rows.append([hosts, kind, *(f"{value:.2f} MiB" for value in found.values())])
+        extra = max(found["allocated"] + found["shared"], found["anonymous"])
+        report.goals.append(
+            Goal("extra-memory", f"hosts {hosts}, {kind}", extra, MOST_MIB, False, "MiB")
+        )
+    return report
+
+
+if __name__ == "__main__":
+    script(measure, worker, rounds=1)

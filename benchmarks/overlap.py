@@ -1,0 +1,86 @@
+"""Between two hosts: how much of a background round is hidden behind computation?
+
+A round alone takes R, computation alone C, the round started before the computation and waited for
+after it B; hidden is (R + C - B) / R. The computation takes somewhat longer than the round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import localsgd
+from benchmarks.between_hosts import COUNT, RATE_GBIT
+from benchmarks.jobs import pythons, run_on_hosts, script
+from benchmarks.measure import in_turn_on_all_ranks
+from benchmarks.report import Goal, Report
+from testbed import NotAvailable
+
+ROUND, COMPUTE, BOTH = "round alone", "computation alone", "round behind computation"
+LEAST = 0.9
+_LONGER = 1.5
+
+
+def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
+    comm = localsgd.world()
+    shared = comm.allocate(COUNT, np.float32)
+    shared[...] = 1.0
+
+    def average() -> None:
+        comm.allreduce(shared, "mean")
+
+    average()
+    average_s = in_turn_on_all_ranks({ROUND: average}, 3)[ROUND]
+    multiply = _computation(_LONGER * sorted(average_s)[1])
+
+    def both() -> None:
+        request = comm.start(lambda group: group.allreduce(shared, "mean"))
+        multiply()
+        request.wait()
+
+    ways = {ROUND: average, COMPUTE: multiply, BOTH: both}
+    times = in_turn_on_all_ranks(ways, options["rounds"])
+    return times if comm.rank == 0 else None
+
+
+def _computation(seconds: float) -> Callable[[], None]:
+    """Matrix products, as in a training step, that take about so long on this machine."""
+    left, right = np.ones((2, 32, 1024), np.float32), np.ones((1024, 1024), np.float32)
+    result = np.empty_like(left)
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            np.matmul(left, right, out=result)
+
+    multiply(10)
+    begin = time.perf_counter()
+    multiply(50)
+    times = max(1, round(50 * seconds / (time.perf_counter() - begin)))
+    return lambda: multiply(times)
+
+
+def measure(rounds: int) -> Report:
+    question = (__doc__ or "").partition("\n")[0]
+    report = Report("overlap", f"{question} 16 MB, {RATE_GBIT:g} Gbit/s per host.")
+    unit = "of the round hidden"
+    for library in pythons():
+        for layout in ((1, 1), (2, 2)):
+            setting = f"{library}, 2x{layout[0]}"
+            options = {"rounds": rounds}
+            try:
+                times = run_on_hosts("benchmarks.overlap", layout, RATE_GBIT, options, library)
+            except NotAvailable as reason:
+                report.goals.append(Goal("overlap", setting, None, LEAST, True, unit, str(reason)))
+                return report
+            spreads = report.add_times(setting, times, ROUND)
+            alone = spreads[ROUND].median
+            hidden = (alone + spreads[COMPUTE].median - spreads[BOTH].median) / alone
+            report.goals.append(Goal("overlap", setting, hidden, LEAST, True, unit))
+    return report
+
+
+if __name__ == "__main__":
+    script(measure, worker, rounds=11)

@@ -1,0 +1,65 @@
+"""Ranks on several hosts: network namespaces with names, addresses and links of their own.
+
+Each job runs once per layout and library; the tests look at what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.hosts_job import COUNT, digests
+from integration.on_hosts import hosts_up, interpreter
+from localsgd import run_threads
+
+LIBRARIES = ["openmpi", "mpich"]
+LAYOUTS = ["2+2", "1+1+1+1", "3+2+1"]
+LIMIT_S = 60.0
+
+
+@dataclass
+class Seen:
+    """What the ranks of one job saw."""
+
+    layout: str
+    topology: str
+    ranks: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[(n, x) for n in LIBRARIES for x in LAYOUTS], ids=str)
+def seen(request: pytest.FixtureRequest) -> Seen:
+    library, layout = request.param
+    python = interpreter(library)
+    with hosts_up([int(count) for count in layout.split("+")]) as hosts:
+        job = hosts.run([python, str(Path(__file__).with_name("hosts_job.py"))], timeout_s=LIMIT_S)
+    assert job.returncode == 0, job.stderr
+    return Seen(layout, **json.loads(job.stdout.splitlines()[-1]))
+
+
+def test_the_world_finds_out_which_ranks_share_a_host(seen: Seen) -> None:
+    assert seen.topology == seen.layout
+
+
+def test_every_host_has_a_name_of_its_own(seen: Seen) -> None:
+    counts = [int(count) for count in seen.layout.split("+")]
+    expected = [f"h{host}" for host, count in enumerate(counts) for _ in range(count)]
+    assert [rank["name"] for rank in seen.ranks] == expected
+
+
+def test_means_between_hosts_have_the_bits_of_those_between_threads(seen: Seen) -> None:
+    """The order of summation is the layout's, wherever the ranks run."""
+    expected = run_threads(len(seen.ranks), digests, hosts=seen.layout)
+    assert [rank["digests"] for rank in seen.ranks] == expected
+
+
+def test_every_host_sends_the_closed_form(seen: Seen) -> None:
+    """Of N bytes on M hosts each sends means of N (M-1)/M and results of N/M to M-1 hosts."""
+    counts = [int(count) for count in seen.layout.split("+")]
+    sent = iter([rank["sent"] for rank in seen.ranks])
+    per_host = [sum(next(sent) for _ in range(count)) for count in counts]
+    hosts = len(counts)
+    assert per_host == [2 * (hosts - 1) * COUNT * 4 // hosts] * hosts
