@@ -149,7 +149,8 @@ def _common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """What integers are averaged in: float32, or what the floating-point tensors need."""
     common = torch.float32
     for tensor in tensors:
-        common = torch.promote_types(common, tensor.dtype)
+        if tensor.is_floating_point():
+            common = torch.promote_types(common, tensor.dtype)
     return common
 
 
