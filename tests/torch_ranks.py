@@ -21,6 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+with warnings.catch_warnings():
+    # torch's own package uses what torch deprecates.
+    warnings.simplefilter("ignore")
+    from torch.distributed.optim import PostLocalSGDOptimizer as TorchOptimizer
+
+__all__ = ["TorchOptimizer", "run_ranks"]
+
 LIMIT_S = 40.0
 
 

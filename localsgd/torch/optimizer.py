@@ -174,10 +174,9 @@ class PostLocalSGDOptimizer(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        given = state_dict.get("step", 0)
-        step = checked_count(
-            "step", given.item() if isinstance(given, Tensor) else given, at_least=0
-        )
+        state_dict, given = _without_step(state_dict)
+        number = given.item() if isinstance(given, Tensor) else given
+        step = 0 if number is None else checked_count("step", number, at_least=0)
         self.optim.load_state_dict(state_dict)
         if "averager" in state_dict and isinstance(self.averager, _Stateful):
             self.averager.load_state_dict(state_dict["averager"])

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.model_averaging import utils as theirs
 from torch.nn import Parameter
-from torch_ranks import run_ranks
 
 import localsgd.torch as ours
 from localsgd import MismatchError, run_threads, solo
+from torch_ranks import run_ranks
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float32, grad: bool = True) -> Parameter:
@@ -209,10 +209,9 @@ def test_ranks_with_different_gradients_missing_never_mix() -> None:
     def body(comm: Any) -> Any:
         a = parameter(10.0, grad=comm.rank == 0)
         b = parameter(20.0 + comm.rank, grad=comm.rank != 0)
+        params = [a, parameter(1.0, 2.0)] if comm.rank else [a]
         with pytest.raises(MismatchError):
-            ours.average_parameters_or_parameter_groups([a, parameter(1.0, 2.0)], comm) if (
-                comm.rank
-            ) else ours.average_parameters_or_parameter_groups([a], comm)
+            ours.average_parameters_or_parameter_groups(params, comm)
         ours.PeriodicModelAverager(4, 0, comm).average_parameters([a, b])
         return a.item(), b.item()
 
@@ -249,8 +248,8 @@ def test_nothing_to_average_is_an_error() -> None:
         for module in (ours, theirs):
             with pytest.raises(ValueError, match="non-empty|at least one"):
                 module.average_parameters(iter([]), dist.group.WORLD)
+            integers = parameter(1, dtype=torch.int64, grad=False)
             with pytest.raises(RuntimeError):
-                integers = parameter(1, dtype=torch.int64, grad=False)
                 module.average_parameters(iter([integers]), dist.group.WORLD)
 
     run_ranks(2, body)

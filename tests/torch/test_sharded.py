@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch_ranks import run_ranks
 
 import localsgd.torch as ours
 from localsgd import solo
+from torch_ranks import run_ranks
 
 
 @pytest.mark.parametrize("use_orig_params", [False, True])
