@@ -254,7 +254,7 @@ def test_ranks_that_stand_at_different_steps_get_an_error_on_every_rank() -> Non
         return str(error.value)
 
     for message in run_threads(2, body):
-        assert "step of the averager" in message
+        assert "round after step 5" in message
 
 
 def test_period_and_warmup_can_be_set() -> None:
