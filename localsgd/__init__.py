@@ -1,6 +1,6 @@
 """Local SGD: one model on many workers that talk rarely."""
 
-from localsgd import optim
+from localsgd import lr, optim
 from localsgd.arena import Arena, FlatArrays, Subset
 from localsgd.averagers import (
     HierarchicalModelAverager,
@@ -19,8 +19,10 @@ from localsgd.comm import (
     solo,
     world,
 )
+from localsgd.data import ShardSampler
 from localsgd.optimizer import LocalSGD, PostLocalSGDOptimizer
-from localsgd.schedules import Schedule, aligned, every, post_local
+from localsgd.schedules import Schedule, aligned, every, post_local, when
+from localsgd.streams import RandomStreams
 
 __all__ = [
     "NON_MEMBER",
@@ -33,17 +35,21 @@ __all__ = [
     "ModelAverager",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
+    "RandomStreams",
     "RankFailure",
     "Schedule",
+    "ShardSampler",
     "Subset",
     "Topology",
     "Traffic",
     "aligned",
     "average_parameters",
     "every",
+    "lr",
     "optim",
     "post_local",
     "run_threads",
     "solo",
+    "when",
     "world",
 ]

@@ -49,7 +49,7 @@ class InnerOptimizer(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """A copy of groups and state."""
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
         """Takes over groups and state, or raises and changes nothing."""
 
 

@@ -11,6 +11,7 @@ torch.distributed.algorithms.model_averaging (PyTorch 2.13).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -67,6 +68,19 @@ class _Aligned:
         return f"aligned({self.period}, warmup_steps={self.warmup_steps})"
 
 
+@dataclass(frozen=True)
+class _When:
+    function: Callable[[int], bool]
+    warmup_steps: int
+
+    def due(self, step: int) -> bool:
+        return bool(self.function(step))
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return f"when({name}, warmup_steps={self.warmup_steps})"
+
+
 def every(period: int, *, synchronous_steps: int = 0) -> Schedule:
     """After steps p, 2p, 3p, …: every local phase is ``period`` steps long.
 
@@ -121,3 +135,22 @@ def aligned(period: int, warmup_steps: int = 0) -> Schedule:
     """
     warmup_steps = checked_count("warmup_steps", warmup_steps, at_least=0)
     return _Aligned(checked_count("period", period, at_least=1), warmup_steps)
+
+
+def when(function: Callable[[int], bool], warmup_steps: int = 0) -> Schedule:
+    """After the steps for which ``function(step)`` is true; a pure function, equal on all ranks.
+
+    ``warmup_steps`` is only what the gradient stage reads: for so many steps it averages over
+    all workers. The function decides alone.
+
+    >>> doubling = when(lambda step: step & (step - 1) == 0)
+    >>> [step for step in range(1, 20) if doubling.due(step)]
+    [1, 2, 4, 8, 16]
+
+    Raises:
+        TypeError: unless ``function`` can be called and ``warmup_steps`` is an integer.
+        ValueError: unless ``warmup_steps`` is at least 0.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function of the step, got {function!r}")
+    return _When(function, checked_count("warmup_steps", warmup_steps, at_least=0))

@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"localsgd.agreement", "localsgd.checks"},
     {"localsgd.layout", "localsgd.schedules"},
     {"localsgd.arena"},
-    {"localsgd.averagers", "localsgd.optim"},
+    {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
     {"localsgd.optimizer"},
     {"localsgd"},
     {"localsgd.torch"},
@@ -28,6 +28,7 @@ LAYER = {module: number for number, layer in enumerate(LAYERS) for module in lay
 COMM: list[set[str]] = [
     {"errors", "topology", "codecs"},
     {"base"},
+    {"compiled", "hugepages"},
     {"arithmetic", "plan", "memory", "agreement", "nonmember", "background", "waiting"},
     {"checks", "header", "messages", "regions"},
     {"board", "sharing", "fused"},

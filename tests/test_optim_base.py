@@ -16,8 +16,12 @@ from workers import outcomes
 MAKERS: list[Callable[[Any], optim.Optimizer]] = [
     lambda params: optim.SGD(params, lr=0.125, momentum=0.5, weight_decay=0.25),
     lambda params: optim.AdamW(params, lr=0.125),
+    lambda params: optim.Adam(params, lr=0.125, amsgrad=True, weight_decay=0.25),
+    lambda params: optim.Adagrad(params, lr=0.125, initial_accumulator_value=0.5, lr_decay=0.25),
+    lambda params: optim.RMSprop(params, lr=0.125, centered=True, momentum=0.5),
+    lambda params: optim.Lion(params, lr=0.125, weight_decay=0.25),
 ]
-KINDS = ["SGD", "AdamW"]
+KINDS = ["SGD", "AdamW", "Adam", "Adagrad", "RMSprop", "Lion"]
 
 
 def model(comm: Communicator | None = None, dtype: Any = np.float64) -> Arena:
@@ -362,7 +366,8 @@ def test_a_failing_load_changes_nothing(
 def test_repr_shows_every_groups_hyperparameters() -> None:
     arena = model()
     assert repr(optim.AdamW(arena, lr=0.1)) == (
-        "AdamW(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, maximize=False)"
+        "AdamW(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, "
+        "amsgrad=False, maximize=False)"
     )
     groups: list[dict[str, Any]] = [
         {"params": arena.subset("w")},

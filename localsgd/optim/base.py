@@ -13,8 +13,7 @@ Source of the manners (groups, state, defaults, load and save): torch.optim.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
 from localsgd.comm.base import Array
+from localsgd.optim.block import Block
 from localsgd.optim.groups import (
     Group,
     Member,
@@ -33,33 +33,10 @@ from localsgd.optim.groups import (
     runs_of,
     subsets_of,
 )
-from localsgd.optim.saved import SavedState, read_saved
+from localsgd.optim.saved import Loaded, SavedState, read_saved
 
 BLOCK = 32_768
 EXTRAS = ("initial_lr", "name")
-
-
-@dataclass
-class Block:
-    """A stretch of numbers of one group, small enough for the cache.
-
-    All arrays have shape ``(n,)`` and the dtype in which the arithmetic is done.
-
-    Attributes:
-        params: the parameters; changed in place.
-        grad: their gradients; may be overwritten, and is zero after the step.
-        scratch: room for intermediate values.
-        state: the arrays that the algorithm keeps, by key; changed in place.
-        fresh: the keys whose arrays were made in this step, and hold zeros.
-        step: the number of this step for the group, from 1; 0 unless the algorithm counts.
-    """
-
-    params: Array
-    grad: Array
-    scratch: Array
-    state: dict[str, Array]
-    fresh: frozenset[str]
-    step: int
 
 
 class Optimizer(ABC):
@@ -69,10 +46,18 @@ class Optimizer(ABC):
         param_groups: a dict a group, with ``"params"`` (names) and hyperparameters, which may be
             changed between steps.
         defaults: the hyperparameters of groups that do not give their own.
+
+    A subclass says what it is: ``state_keys``, every key that it may keep; ``counts_steps``,
+    whether it needs the number of the step; ``by_parameter``, whether a block is a whole
+    parameter; ``dimensions``, how many a parameter must have; ``means_state``, whether the mean
+    of several workers' state, after equally many steps, is a state that it can go on from.
     """
 
     state_keys: ClassVar[tuple[str, ...]]
     counts_steps: ClassVar[bool] = False
+    by_parameter: ClassVar[bool] = False
+    dimensions: ClassVar[int | None] = None
+    means_state: ClassVar[bool] = False
 
     def __init__(self, params: ParamsLike, defaults: Mapping[str, Any]) -> None:
         """Collective: hyperparameters must be valid and equal on all ranks.
@@ -90,7 +75,8 @@ class Optimizer(ABC):
         self.param_groups: list[Group] = []
         self._members: list[Member] = []
         self._state: dict[str, dict[str, Array]] = {}
-        self._room: dict[np.dtype[Any], tuple[Array, Array, Array]] = {}
+        self._room: dict[np.dtype[Any], Array] = {}
+        self._reserves = False
         given = as_groups(params)
 
         def prepare() -> list[tuple[Group, Member]]:
@@ -137,9 +123,9 @@ class Optimizer(ABC):
         loss = None if closure is None else closure()
         for group, member in zip(self.param_groups, self._members, strict=True):
             keys = self.kept(group)
-            fresh = frozenset(keys).difference(member.runs[0].state)
+            fresh = frozenset(keys).difference(member.columns)
             if fresh:
-                self._make_state(member, [key for key in keys if key in fresh])
+                self.make_state(member, [key for key in keys if key in fresh])
             if self.counts_steps:
                 member.step += 1
             for run in member.runs:
@@ -172,20 +158,60 @@ class Optimizer(ABC):
         groups = [{**group, "params": list(group["params"])} for group in self.param_groups]
         return {"state": state, "param_groups": groups}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> Loaded:
         """Takes over the state and hyperparameters of a ``state_dict``; not collective.
 
-        Arrays are copied. Keys other than ``"state"`` and ``"param_groups"`` are ignored.
+        Arrays are copied. Keys other than ``"state"`` and ``"param_groups"`` are ignored. A
+        state dict of the torch.optim optimizer of this name fits too: its positions stand for
+        the parameters in the order of the groups.
+
+        Args:
+            strict: whether groups and parameters must be the same. If not, the state of those
+                parameters that are in both is taken and hyperparameters stay. In a group of
+                which only some have state, the others start from zeros, at the same step.
+
+        Returns:
+            Which parameters' state was taken over, and which was not.
 
         Raises:
             TypeError, ValueError: naming the first parameter or group that does not fit; then
                 nothing has changed.
         """
         shapes = {n: s for a in self.arenas for n, s in zip(a.names, a.layout.shapes, strict=True)}
-        names = [member.names for member in self._members]
-        saved = read_saved(state_dict, names, shapes, self)
-        for group, member, loaded in zip(self.param_groups, self._members, saved, strict=True):
-            self._take(group, member, loaded)
+        saved, loaded = read_saved(state_dict, self.param_groups, shapes, self, strict=strict)
+        for group, member, state in zip(self.param_groups, self._members, saved, strict=True):
+            if strict or state.arrays:
+                self._take(group, member, state)
+        return loaded
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Where the groups' parameters and state lie in memory, in the order of the groups."""
+        return self._members
+
+    def make_state(self, member: Member, keys: Iterable[str]) -> None:
+        """Gives a group the state under these keys, as zeros."""
+        member.make(keys)
+        self._show_state(member)
+
+    def reset_state(self) -> None:
+        """Forgets all state, as before the first step; hyperparameters stay."""
+        for member in self._members:
+            member.forget()
+            for name in member.names:
+                self._state.pop(name, None)
+
+    def reserve_state(self) -> None:
+        """Puts the state where workers reduce it in one pass, now and for groups added later.
+
+        Collective. For averaging it; costs the memory of the state that the groups will have.
+
+        Raises:
+            MemoryError: on every rank, if the memory of one host does not suffice.
+        """
+        self._reserves = True
+        for group, member in zip(self.param_groups, self._members, strict=True):
+            self._reserve(group, member)
 
     def __repr__(self) -> str:
         groups = [
@@ -203,6 +229,14 @@ class Optimizer(ABC):
         for group in given:
             member = Member(runs_of(subsets_of(group), comm, taken))
             hyperparameters = self.checked({**self.defaults, **group})
+            for run in member.runs:
+                for name in run.names:
+                    shape = run.arena[name].shape
+                    if self.dimensions not in (None, len(shape)):
+                        raise ValueError(
+                            f"parameters of {type(self).__name__} must have {self.dimensions} "
+                            f"dimensions, got {name!r} of shape {shape}"
+                        )
             unknown = [key for key in group if key not in {"params", *hyperparameters, *EXTRAS}]
             if unknown:
                 raise ValueError(
@@ -215,57 +249,64 @@ class Optimizer(ABC):
 
     def _add(self, prepared: Sequence[tuple[Group, Member]]) -> None:
         for group, member in prepared:
+            if self._reserves:
+                self._reserve(group, member)
             self.param_groups.append(group)
             self._members.append(member)
 
-    def _make_state(self, member: Member, keys: Sequence[str]) -> None:
-        made = [
-            (run, key, np.zeros(run.part.stop - run.part.start, run.dtype))
-            for run in member.runs
-            for key in keys
-        ]
-        for run, key, flat in made:
-            run.state[key] = flat
-            for name, view in run.views(flat).items():
-                self._state.setdefault(name, {})[key] = view
-        if self.counts_steps and keys:
-            for name in member.names:
-                self._state[name]["step"] = member.step
+    def _reserve(self, group: Group, member: Member) -> None:
+        member.reserve(self.kept(group), member.runs[0].arena.comm)
+        self._show_state(member)
+
+    def _show_state(self, member: Member) -> None:
+        for run in member.runs:
+            for key, flat in run.state.items():
+                for name, view in run.views(flat).items():
+                    self._state.setdefault(name, {})[key] = view
+                    if self.counts_steps:
+                        self._state[name]["step"] = member.step
 
     def _update_run(
         self, group: Group, run: Run, keys: Sequence[str], fresh: frozenset[str], step: int
     ) -> None:
-        if run.dtype not in self._room:
-            room = np.empty((3, BLOCK), run.dtype)
-            self._room[run.dtype] = (room[0], room[1], room[2])
-        wide_params, wide_grad, scratch = self._room[run.dtype]
-        for start in range(run.part.start, run.part.stop, BLOCK):
-            part = slice(start, min(start + BLOCK, run.part.stop))
+        wide = run.dtype != run.arena.dtype
+        for part, shape in run.parameters() if self.by_parameter else run.blocks(BLOCK):
             here = slice(part.start - run.part.start, part.stop - run.part.start)
-            count = part.stop - part.start
             params, grad = run.arena.flat[part], run.arena.grad.flat[part]
-            state = {key: run.state[key][here] for key in keys}
-            block = Block(params, grad, scratch[:count], state, fresh, step)
-            if run.dtype != run.arena.dtype:
-                block.params, block.grad = wide_params[:count], wide_grad[:count]
-                block.params[...] = params
-                block.grad[...] = grad
+            room = self._room_for(run.dtype, params.size)
+            block = Block(
+                params.reshape(shape),
+                grad.reshape(shape),
+                room[0].reshape(shape),
+                {key: run.state[key][here].reshape(shape) for key in keys},
+                fresh,
+                step,
+            )
+            if wide:
+                room[1], room[2] = params, grad
+                block.params, block.grad = room[1].reshape(shape), room[2].reshape(shape)
             if group.get("maximize"):
                 np.negative(block.grad, out=block.grad)
             self.update(group, block)
-            if run.dtype != run.arena.dtype:
-                params[...] = block.params
+            if wide:
+                params[...] = room[1]
             grad[...] = 0
 
+    def _room_for(self, dtype: np.dtype[Any], count: int) -> Array:
+        """Three rows of ``count`` numbers to compute in; kept from step to step."""
+        room = self._room.get(dtype)
+        if room is None or room.shape[1] < count:
+            room = self._room[dtype] = np.empty((3, max(count, BLOCK)), dtype)
+        return room[:, :count]
+
     def _take(self, group: Group, member: Member, loaded: SavedState) -> None:
+        member.forget()
         for name in member.names:
             self._state.pop(name, None)
-        for run in member.runs:
-            run.state.clear()
-        self._make_state(member, loaded.keys)
-        for name in member.names:
+        self.make_state(member, loaded.keys)
+        for name, arrays in loaded.arrays.items():
             for key in loaded.keys:
-                self._state[name][key][...] = loaded.arrays[name][key]
+                self._state[name][key][...] = arrays[key]
         member.step[...] = loaded.step
         group.clear()
         group.update(loaded.group)

@@ -6,7 +6,8 @@ long passes over memory rather than one for every parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from localsgd.arena import Arena, Subset
 from localsgd.comm.base import Array, Communicator
 
 Group: TypeAlias = dict[str, Any]
+Column: TypeAlias = "dict[np.dtype[Any], Array]"
 ParamsLike: TypeAlias = "Arena | Subset | Sequence[Arena | Subset] | Sequence[Mapping[str, Any]]"
 
 
@@ -40,14 +42,28 @@ class Run:
         """The dtype of arithmetic and state."""
         return np.promote_types(self.arena.dtype, np.float32)
 
+    @property
+    def count(self) -> int:
+        """How many numbers the run has."""
+        return int(self.part.stop - self.part.start)
+
+    def blocks(self, length: int) -> Iterator[tuple[slice, tuple[int, ...]]]:
+        """Cuts the run into parts of ``arena.flat`` of at most this length, with their shapes."""
+        for start in range(self.part.start, self.part.stop, length):
+            stop = min(start + length, self.part.stop)
+            yield slice(start, stop), (stop - start,)
+
+    def parameters(self) -> Iterator[tuple[slice, tuple[int, ...]]]:
+        """Cuts the run into its parameters, with their shapes."""
+        for name in self.names:
+            yield self.arena.slice_of(name), self.arena[name].shape
+
     def views(self, flat: Array) -> dict[str, Array]:
         """For every name its shaped view of an array of the run's length."""
         shift = self.part.start
-        shapes = dict(zip(self.arena.names, self.arena.layout.shapes, strict=True))
-        parts = {name: self.arena.slice_of(name) for name in self.names}
         return {
-            name: flat[part.start - shift : part.stop - shift].reshape(shapes[name])
-            for name, part in parts.items()
+            name: flat[part.start - shift : part.stop - shift].reshape(shape)
+            for name, (part, shape) in zip(self.names, self.parameters(), strict=True)
         }
 
 
@@ -55,18 +71,68 @@ class Run:
 class Member:
     """What the optimizer knows of a group beyond its public dict.
 
+    The state under one key is a column: one array for each dtype, in which the runs follow each
+    other.
+
     Attributes:
         runs: the stretches of memory.
         step: the number of steps taken, shape ``()``.
+        columns: the state, by key and dtype.
+        reserved: memory that columns are to lie in, by key and dtype.
     """
 
     runs: list[Run]
     step: Array = field(default_factory=lambda: np.zeros((), np.int64))
+    columns: dict[str, Column] = field(default_factory=dict)
+    reserved: dict[str, Column] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """The parameters of the group."""
         return [name for run in self.runs for name in run.names]
+
+    def make(self, keys: Iterable[str]) -> None:
+        """Makes columns of zeros, in reserved memory where there is some."""
+        for key in keys:
+            column = self.reserved.get(key) or self._new_column(np.zeros)
+            for values in column.values():
+                values[...] = 0
+            self._place(key, column)
+
+    def reserve(self, keys: Iterable[str], comm: Communicator) -> None:
+        """Gives columns memory that workers reduce in one pass; what they hold moves there.
+
+        Collective.
+        """
+        for key in keys:
+            if key in self.reserved:
+                continue
+            column = self.reserved[key] = self._new_column(comm.allocate)
+            if key in self.columns:
+                for dtype, values in self.columns[key].items():
+                    column[dtype][...] = values
+                self._place(key, column)
+
+    def forget(self) -> None:
+        """Drops all state, as before the first step."""
+        self.columns.clear()
+        for run in self.runs:
+            run.state.clear()
+        self.step[...] = 0
+
+    def _new_column(self, allocate: Callable[[int, np.dtype[Any]], Array]) -> Column:
+        counts: Counter[np.dtype[Any]] = Counter()
+        for run in self.runs:
+            counts[run.dtype] += run.count
+        return {dtype: allocate(count, dtype) for dtype, count in counts.items()}
+
+    def _place(self, key: str, column: Column) -> None:
+        self.columns[key] = column
+        begins: Counter[np.dtype[Any]] = Counter()
+        for run in self.runs:
+            begin = begins[run.dtype]
+            run.state[key] = column[run.dtype][begin : begin + run.count]
+            begins[run.dtype] += run.count
 
 
 def as_groups(params: object) -> list[Mapping[str, Any]]:

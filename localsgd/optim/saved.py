@@ -1,7 +1,7 @@
 """Does a saved optimizer state fit: everything is checked here before anything is taken over.
 
 A ``state_dict`` is keyed by parameter name, so it does not depend on the order of arenas in
-memory, nor on the number of workers.
+memory, nor on the number of workers. Those of torch.optim, keyed by position, are read as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ class Rules(Protocol):
         """The hyperparameters in ``group``, checked."""
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a load has done, by parameter name.
+
+    Attributes:
+        taken: the parameters whose state was taken over.
+        missing: those of this optimizer that had none in the state dict.
+        unknown: those of the state dict that this optimizer does not have.
+    """
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
 @dataclass
 class SavedState:
     """One group of a ``state_dict`` that fits.
@@ -50,11 +65,18 @@ class SavedState:
 
 def read_saved(
     state_dict: Mapping[str, Any],
-    names: Sequence[Sequence[str]],
+    groups: Sequence[Mapping[str, Any]],
     shapes: Mapping[str, tuple[int, ...]],
     rules: Rules,
-) -> list[SavedState]:
-    """The groups of a ``state_dict``, if it fits these groups of parameters.
+    *,
+    strict: bool,
+) -> tuple[list[SavedState], Loaded]:
+    """The state for these groups of parameters, if it fits them.
+
+    Args:
+        groups: the optimizer's own groups; unless ``strict`` they keep their hyperparameters.
+        shapes: of every parameter, by name.
+        strict: whether groups and parameters must be the same.
 
     Raises:
         TypeError, ValueError: naming the first parameter or group that does not fit.
@@ -64,26 +86,60 @@ def read_saved(
             raise ValueError(
                 f"an optimizer's state dict must have {key!r}, got {_keys(state_dict)}"
             )
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    if len(groups) != len(names):
-        raise ValueError(f"param_groups must be {len(names)} groups, got {len(groups)}")
+    names = [list(group["params"]) for group in groups]
+    saved_groups, state = _by_name(state_dict["param_groups"], state_dict["state"], names, rules)
     known = {name for group in names for name in group}
-    for name in state:
-        if name not in known:
-            raise ValueError(f"state must be of parameters of this optimizer, got {name!r}")
-    return [
-        _read_group(index, group, list(expected), state, shapes, rules)
-        for index, (group, expected) in enumerate(zip(groups, names, strict=True))
+    unknown = tuple(str(name) for name in state if name not in known)
+    if strict:
+        if len(saved_groups) != len(names):
+            raise ValueError(f"param_groups must be {len(names)} groups, got {len(saved_groups)}")
+        if unknown:
+            raise ValueError(f"state must be of parameters of this optimizer, got {unknown[0]!r}")
+    read = [
+        _read_group(index, group if strict else own, own["params"], state, shapes, rules, strict)
+        for index, (group, own) in enumerate(
+            zip(saved_groups if strict else groups, groups, strict=True)
+        )
     ]
+    taken = tuple(name for saved in read for name in saved.group["params"] if state.get(name))
+    missing = tuple(name for group in names for name in group if name not in taken)
+    return read, Loaded(taken, missing, unknown)
+
+
+def _by_name(
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Any, Mapping[str, Any]],
+    names: Sequence[Sequence[str]],
+    rules: Rules,
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
+    """Groups and state with names for positions, if they are torch.optim's."""
+    if not any(isinstance(index, int) for group in groups for index in group.get("params", ())):
+        return groups, state
+    name_of: dict[Any, str] = {}
+    for number, (group, expected) in enumerate(zip(groups, names, strict=False)):
+        if len(group["params"]) != len(expected):
+            raise ValueError(
+                f"group {number} must have {len(expected)} params, {list(expected)}, "
+                f"got {len(group['params'])} positions"
+            )
+        name_of.update(zip(group["params"], expected, strict=True))
+    known = {"params", "initial_lr", "name", *(rules.checked(groups[0]) if groups else ())}
+    named = [
+        {key: value for key, value in group.items() if key in known}
+        | {"params": [name_of.get(index, index) for index in group["params"]]}
+        for group in groups
+    ]
+    return named, {name_of.get(index, index): values for index, values in state.items()}
 
 
 def _read_group(
     index: int,
     group: Mapping[str, Any],
     names: list[str],
-    state: Mapping[str, Mapping[str, Any]],
+    state: Mapping[Any, Mapping[str, Any]],
     shapes: Mapping[str, tuple[int, ...]],
     rules: Rules,
+    strict: bool,
 ) -> SavedState:
     if list(group.get("params", ())) != names:
         raise ValueError(f"group {index} must have params {names}, got {group.get('params')}")
@@ -97,12 +153,29 @@ def _read_group(
         for key, value in state.get(name, {}).items():
             if key == "step" and rules.counts_steps:
                 steps[name] = _step_of(name, value)
-            elif key in rules.state_keys:
-                arrays[name][key] = _array_of(name, key, value, shapes[name])
-            else:
+            elif key not in rules.state_keys:
                 raise ValueError(
                     f"state of {name!r} must have keys of {list(rules.state_keys)}, got {key!r}"
                 )
+            elif value is not None:
+                arrays[name][key] = _array_of(name, key, value, shapes[name])
+    given = [name for name in names if strict or arrays[name]]
+    if given:
+        _check_alike(index, given, arrays, steps)
+    first = (given or names)[0]
+    if rules.counts_steps and arrays[first] and first not in steps:
+        raise ValueError(f"state of {first!r} must have 'step', got {sorted(arrays[first])}")
+    taken = {**group, **hyperparameters, "params": names}
+    found = {name: arrays[name] for name in given}
+    return SavedState(taken, tuple(arrays[first]), found, steps.get(first, 0))
+
+
+def _check_alike(
+    index: int,
+    names: Sequence[str],
+    arrays: Mapping[str, Mapping[str, Array]],
+    steps: Mapping[str, int],
+) -> None:
     first = names[0]
     for name in names:
         if set(arrays[name]) != set(arrays[first]):
@@ -115,15 +188,11 @@ def _read_group(
                 f"the parameters of group {index} must have taken the same number of steps, got "
                 f"{steps.get(first)} for {first!r} and {steps.get(name)} for {name!r}"
             )
-    if rules.counts_steps and arrays[first] and first not in steps:
-        raise ValueError(f"state of {first!r} must have 'step', got {sorted(arrays[first])}")
-    taken = {**group, **hyperparameters, "params": names}
-    return SavedState(taken, tuple(arrays[first]), arrays, steps.get(first, 0))
 
 
 def _step_of(name: str, value: object) -> int:
-    if isinstance(value, np.ndarray) and value.shape == ():
-        value = value.item()
+    if hasattr(value, "__array__") and np.asarray(value).shape == ():
+        value = np.asarray(value).item()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return checked_count(f"'step' of {name!r}", value, at_least=0)

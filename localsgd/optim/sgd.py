@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from localsgd.checks import checked_flag, checked_number
-from localsgd.optim.base import Block, Optimizer
+from localsgd.optim.base import Optimizer
+from localsgd.optim.block import Block
 from localsgd.optim.groups import Group, ParamsLike
 
 
@@ -27,6 +28,7 @@ class SGD(Optimizer):
     """
 
     state_keys = ("momentum_buffer",)
+    means_state = True
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ from oracle import (
 )
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-# Empty; fewer than ranks; not divisible; several chunks of every rank's part.
-LENGTHS = [0, 1, 5, 1001, 230_003]
+# Empty; fewer than ranks; not divisible; large: several chunks a rank, and compiled loops.
+LENGTHS = [0, 1, 5, 1001, 300_003]
 
 
 def filled(comm: Communicator, count: int, dtype: Any, memory: str, seed: int = 0) -> Array:
@@ -121,7 +121,7 @@ def test_other_operations(workers: Workers, op: Any, dtype: Any) -> None:
 
 def test_update_sees_every_element_of_the_shard_once_and_is_written_back(workers: Workers) -> None:
     def body(comm: Communicator, memory: str) -> None:
-        count = 230_003
+        count = 300_003
         buffer = filled(comm, count, np.float32, memory)
         expected = 2 * two_level_mean(every(comm, buffer), [1.0] * comm.size, comm.topology)
         seen = np.zeros(count, int)

@@ -1,0 +1,71 @@
+"""The shifted mean as a compiled loop: one pass over memory where numpy needs several over cache.
+
+Optional (the extra ``compiled``, which is numba): without it numpy does the same, with the same
+bits, since neither reorders nor fuses operations. Loading and compiling takes a second or two, so
+it is done for large buffers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .base import Array
+
+LARGE_BYTES = 1 << 20
+# So many numbers at a time, which stay in the first-level cache.
+_STRIP = 1024
+
+Mean: TypeAlias = Callable[[tuple[Array, ...], Array, Any, bool, tuple[Array, ...]], None]
+
+
+@lru_cache(maxsize=1)
+def compiled_mean() -> Mean | None:
+    """``mean(parts, weights, total, by_division, outs)``, or None without numba.
+
+    Writes ``x - sum_i w_i (x - part_i) / total`` with x the first part to every array of ``outs``,
+    which may be parts. All arrays have one shape ``(n,)`` and dtype, float32 or float64, but
+    ``weights``, of the same dtype and shape ``(len(parts),)``. ``total`` is the divisor, or its
+    reciprocal unless ``by_division``.
+    """
+    if find_spec("numba") is None:
+        return None
+    import numba
+
+    kernel: Mean = numba.njit(_mean, nogil=True)
+    return kernel
+
+
+def _mean(
+    parts: tuple[Array, ...],
+    weights: Array,
+    total: Any,
+    by_division: bool,
+    outs: tuple[Array, ...],
+) -> None:
+    count = parts[0].size
+    strip = np.empty(_STRIP, parts[0].dtype)
+    for start in range(0, count, _STRIP):
+        length = min(_STRIP, count - start)
+        first = parts[0][start : start + length]
+        part, weight = parts[1][start : start + length], weights[1]
+        for i in range(length):
+            strip[i] = (first[i] - part[i]) * weight
+        for index in range(2, len(parts)):
+            part, weight = parts[index][start : start + length], weights[index]
+            for i in range(length):
+                strip[i] += (first[i] - part[i]) * weight
+        if by_division:
+            for i in range(length):
+                strip[i] = first[i] - strip[i] / total
+        else:
+            for i in range(length):
+                strip[i] = first[i] - strip[i] * total
+        for out in outs:
+            target = out[start : start + length]
+            for i in range(length):
+                target[i] = strip[i]
