@@ -11,6 +11,7 @@ import atexit
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 from weakref import WeakSet
 
 import numpy as np
@@ -111,6 +112,13 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
+
+    def __deepcopy__(self, memo: object) -> Group:
+        """The group itself: a copied averager goes on with the same workers."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a communicator is tied to running processes and cannot be pickled")
 
     @property
     def closed(self) -> bool:

@@ -14,6 +14,9 @@ class NonMember:
     def __repr__(self) -> str:
         return "NON_MEMBER"
 
+    def __reduce__(self) -> str:
+        return "NON_MEMBER"
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -26,19 +26,19 @@ def agreed(
     Args:
         comm: the ranks that must agree.
         what: the name of the input in messages, as in ``parameters``.
-        prepare: checks this rank's input; raises TypeError or ValueError if it is invalid.
+        prepare: checks this rank's input; raises if it is invalid.
         lines: describes what ``prepare`` made, one item a line, in an order that is part of
             what must be equal.
 
     Raises:
-        TypeError, ValueError: what ``prepare`` raised on this rank.
+        Exception: what ``prepare`` raised on this rank.
         MismatchError: on every rank, naming the first line that differs and the ranks, or the
             ranks whose input was invalid.
     """
     try:
         value = prepare()
         described = list(lines(value))
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         comm.collect({"invalid": f"{type(error).__name__}: {error}"})
         raise
     reports = comm.collect({"digest": _digest(described)})

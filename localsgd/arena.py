@@ -7,7 +7,7 @@ never moves: views taken once stay valid through rounds, loads and changes of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -114,7 +114,8 @@ class Arena(FlatArrays):
         params: Mapping[str, NDArray[Any]],
         comm: Communicator | None = None,
         *,
-        start: Literal["broadcast", "check"] = "broadcast",
+        start: Literal["broadcast", "check", "keep"] = "broadcast",
+        grad: bool = True,
     ) -> None:
         """Copies ``params`` in, agrees on them with the other ranks, and gives all equal values.
 
@@ -125,7 +126,9 @@ class Arena(FlatArrays):
                 float64; left as they are and not used afterwards.
             comm: the workers that hold this model; None means ``localsgd.world()``.
             start: how workers come to start equal: "broadcast" gives all the values of rank
-                0, "check" requires that they are equal already, to the bit.
+                0, "check" requires that they are equal already, to the bit; "keep" leaves each
+                its own, for values that training has already moved apart.
+            grad: whether to have a buffer for gradients; ``add_grad`` makes it later.
 
         Raises:
             TypeError, ValueError: if this rank's ``params`` are invalid (``check_parameters``).
@@ -138,20 +141,22 @@ class Arena(FlatArrays):
 
         def prepare() -> Layout:
             check_parameters(params)
-            if start not in ("broadcast", "check"):
-                raise ValueError(f"start must be 'broadcast' or 'check', got {start!r}")
+            if start not in ("broadcast", "check", "keep"):
+                raise ValueError(f"start must be 'broadcast', 'check' or 'keep', got {start!r}")
             return Layout.of(params)
 
         layout = agreed(
             self._comm, "parameters", prepare, lambda made: [*made.lines(), f"start={start!r}"]
         )
         super().__init__(layout, self._comm.allocate(layout.count, layout.dtype))
-        self._grad = FlatArrays(layout, self._comm.allocate(layout.count, layout.dtype))
+        self._grad: FlatArrays | None = None
+        if grad:
+            self.add_grad()
         for name, view in self.items():
             view[...] = params[name]
         if start == "broadcast":
             self._comm.broadcast(self.flat, 0)
-        else:
+        elif start == "check":
             _check_equal(self._comm, self)
 
     @property
@@ -162,7 +167,36 @@ class Arena(FlatArrays):
     @property
     def grad(self) -> FlatArrays:
         """The gradients: the same names and shapes in a second buffer, zero at first."""
+        if self._grad is None:
+            raise ValueError("an Arena must have been made with grad=True, or add_grad called")
         return self._grad
+
+    def add_grad(self) -> None:
+        """Makes the buffer for gradients, unless there is one. Collective."""
+        if self._grad is None:
+            made = self._comm.allocate(self._layout.count, self._layout.dtype)
+            self._grad = FlatArrays(self._layout, made)
+
+    def section(self, names: Sequence[str]) -> Arena:
+        """Parameters that follow each other as an arena of their own on the same memory.
+
+        Not collective.
+
+        Raises:
+            ValueError: unless ``names`` are neighbours in the order of the arena.
+        """
+        first = self.names.index(names[0]) if names and names[0] in self._views else 0
+        if not names or self.names[first : first + len(names)] != tuple(names):
+            raise ValueError(f"names must be neighbours in the arena, got {list(names)}")
+        layout = Layout(
+            tuple(names), self._layout.shapes[first : first + len(names)], self._layout.dtype
+        )
+        place = slice(self.slice_of(names[0]).start, self.slice_of(names[-1]).stop)
+        part = Arena.__new__(Arena)
+        FlatArrays.__init__(part, layout, self.flat[place])
+        part._comm = self._comm
+        part._grad = None if self._grad is None else FlatArrays(layout, self._grad.flat[place])
+        return part
 
     def subset(self, names: Iterable[str]) -> Subset:
         """Some of the parameters, for a parameter group; kept in the order of the arena.

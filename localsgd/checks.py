@@ -6,6 +6,7 @@ for a period is a mistake that Python would take for 1.
 
 from __future__ import annotations
 
+import sys
 from math import isfinite
 from numbers import Integral, Real
 
@@ -54,3 +55,20 @@ def checked_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def caller_level() -> int:
+    """The ``stacklevel`` with which the calling function warns the code outside this package.
+
+    A constructor of ours may be called by another of ours; the warning is for whoever called
+    the first.
+    """
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_ours(module: str) -> bool:
+    return module == "localsgd" or module.startswith("localsgd.")

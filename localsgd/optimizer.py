@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from localsgd.arena import Arena
 from localsgd.averagers.base import ModelAverager, agreed_schedule
-from localsgd.checks import checked_count
+from localsgd.checks import caller_level, checked_count
 from localsgd.comm import world
 from localsgd.comm.base import Array, Communicator
 from localsgd.schedules import every
@@ -169,7 +169,7 @@ class PostLocalSGDOptimizer:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "
                 "Setting step counter to 0.",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
 
     def __repr__(self) -> str:

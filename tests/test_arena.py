@@ -209,7 +209,9 @@ def test_interleaved_arrays_that_share_no_element_are_accepted() -> None:
 
 
 def test_an_unknown_start_is_refused() -> None:
-    with pytest.raises(ValueError, match="start must be 'broadcast' or 'check', got 'sync'"):
+    with pytest.raises(
+        ValueError, match="start must be 'broadcast', 'check' or 'keep', got 'sync'"
+    ):
         Arena(values(), solo(), start="sync")  # type: ignore[arg-type]
 
 
@@ -253,3 +255,34 @@ def test_repr_shows_shapes_size_dtype_and_rank() -> None:
     assert repr(arena.grad) == f"FlatArrays({words})"
     many = Arena({f"p{index}": np.zeros(1) for index in range(9)}, solo())
     assert "p5[1], and 3 more: 9 elements" in repr(many)
+
+
+def test_with_keep_every_rank_starts_from_its_own_values() -> None:
+    def values(comm: Communicator) -> list[float]:
+        arena = Arena({"w": np.full(2, float(comm.rank))}, comm, start="keep")
+        return arena["w"].tolist()
+
+    assert run_threads(3, values) == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+
+
+def test_gradients_can_be_added_later() -> None:
+    arena = Arena({"w": np.ones(2)}, solo(), grad=False)
+    with pytest.raises(ValueError, match="add_grad"):
+        _ = arena.grad
+    arena.add_grad()
+    grad = arena.grad
+    arena.add_grad()
+    assert arena.grad is grad
+    assert grad["w"].tolist() == [0.0, 0.0]
+
+
+def test_a_section_is_the_same_memory() -> None:
+    arena = Arena({"a": np.ones(2), "b": np.ones((2, 2)), "c": np.ones(1)}, solo())
+    section = arena.section(["b", "c"])
+    assert np.shares_memory(section.flat, arena.flat)
+    section["c"][0] = 5.0
+    section.grad["b"][0, 0] = 7.0
+    assert arena["c"][0] == 5.0
+    assert arena.grad.flat.tolist() == [0.0, 0.0, 7.0, 0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="neighbours"):
+        arena.section(["a", "c"])

@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
     {"localsgd.optimizer"},
     {"localsgd"},
+    {"localsgd.torch"},
     {"localsgd.cli"},
 ]
 LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer}

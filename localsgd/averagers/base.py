@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
-from localsgd.checks import checked_count
+from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
@@ -166,7 +166,7 @@ class ModelAverager:
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
                 f"goes on with {_words(self.schedule)}.",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         self.step, self._samples = step, samples
 

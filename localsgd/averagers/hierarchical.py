@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from localsgd.averagers.base import ModelAverager, agreed_schedule
-from localsgd.checks import checked_count
+from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Communicator
 from localsgd.comm.topology import Topology
@@ -97,7 +97,7 @@ class HierarchicalModelAverager(ModelAverager):
             warnings.warn(
                 "period 1 for all workers averages parameters after every step, which saves no "
                 "communication over averaging gradients.",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         super().__init__(hierarchy, comm)
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
@@ -110,6 +110,12 @@ class HierarchicalModelAverager(ModelAverager):
     @property
     def warmup_steps(self) -> int:
         return self._hierarchy.warmup_steps
+
+    @property
+    def groups(self) -> dict[int, Communicator]:
+        """This worker's group for every period, the smallest first."""
+        periods = [period for period, _ in self._hierarchy.levels]
+        return dict(reversed(list(zip(periods, self._groups, strict=True))))
 
     def group_due(self, step: int) -> Communicator | None:
         level = self._hierarchy.level_due(step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 
 from localsgd.averagers.base import ModelAverager, agreed_schedule
+from localsgd.checks import caller_level
 from localsgd.comm import world
 from localsgd.comm.base import Communicator
 from localsgd.schedules import post_local
@@ -47,7 +48,7 @@ class PeriodicModelAverager(ModelAverager):
             warnings.warn(
                 "period 1 averages parameters after every step, which saves no communication "
                 "over averaging gradients.",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         super().__init__(schedule, comm)
         self.period = int(period)

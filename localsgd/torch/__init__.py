@@ -1,0 +1,28 @@
+"""Post-local SGD for PyTorch under torch's names, on MPI or on a torch.distributed group."""
+
+from localsgd.torch.averagers import (
+    CoreAverager,
+    HierarchicalModelAverager,
+    ModelAverager,
+    PeriodicModelAverager,
+)
+from localsgd.torch.groups import communicator, world
+from localsgd.torch.optimizer import PostLocalSGDOptimizer
+from localsgd.torch.selecting import (
+    average_parameters,
+    average_parameters_or_parameter_groups,
+    get_params_to_average,
+)
+
+__all__ = [
+    "CoreAverager",
+    "HierarchicalModelAverager",
+    "ModelAverager",
+    "PeriodicModelAverager",
+    "PostLocalSGDOptimizer",
+    "average_parameters",
+    "average_parameters_or_parameter_groups",
+    "communicator",
+    "get_params_to_average",
+    "world",
+]

@@ -1,0 +1,294 @@
+"""The averagers under torch's names: the core's, given torch's parameters.
+
+An averager here finds the arenas that the parameters lie in and hands them to one of the core,
+which counts, decides and averages. So every averager that the core has works on torch's
+parameters, and there is one counter.
+
+Source: torch.distributed.algorithms.model_averaging (PyTorch 2.13): names, arguments, steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from localsgd import averagers as core
+from localsgd.averagers.hierarchical import GroupSize
+from localsgd.comm import NON_MEMBER, Communicator
+from localsgd.schedules import post_local
+from localsgd.torch.groups import ProcessGroup, communicator
+from localsgd.torch.places import Placed, placed
+from localsgd.torch.selecting import Params, trained_params
+
+
+class ModelAverager(ABC):
+    """What follows a local step; the base of averagers of one's own.
+
+    Attributes:
+        process_group: the workers.
+        step: how many local steps were counted; ``average_parameters`` counts.
+    """
+
+    step: int
+    process_group: Any
+
+    def __init__(self, process_group: ProcessGroup = None) -> None:
+        """Collective at the first use of a group."""
+        self.process_group = communicator(None) if process_group is None else process_group
+        self.step = 0
+
+    @abstractmethod
+    def average_parameters(self, params: Params) -> object:
+        """Counts one local step; averages when due."""
+
+
+class CoreAverager(ModelAverager):
+    """Any averager of ``localsgd`` on torch's parameters.
+
+    ``PostLocalSGDOptimizer`` makes one of any averager of the core that it is given.
+    """
+
+    def __init__(self, averager: core.ModelAverager) -> None:
+        """Takes an averager of ``localsgd.averagers`` as it is; not collective."""
+        self._averager: core.ModelAverager | None = averager
+        self._process_group: ProcessGroup = None
+        self._home: Placed | None = None
+        self._arguments: dict[str, Any] | None = None
+        self._saved: dict[str, Any] = {}
+
+    @property
+    def averager(self) -> core.ModelAverager:
+        """The core's averager. After unpickling the first use connects it: collective."""
+        if self._averager is None:
+            assert self._arguments is not None
+            made = type(self)(**self._arguments).averager
+            made.load_state_dict(self._saved)
+            self._averager = made
+        return self._averager
+
+    @property
+    def process_group(self) -> Any:
+        """The workers, as they were given; the communicator of all if none were."""
+        return self.averager.comm if self._process_group is None else self._process_group
+
+    @property
+    def step(self) -> int:
+        """How many local steps were counted."""
+        return int(self._saved["step"]) if self._averager is None else self._averager.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        if self._averager is None:
+            self._saved["step"] = value
+        else:
+            self._averager.step = value
+
+    def average_parameters(self, params: Params) -> bool:
+        """Counts one local step; when due, averages all parameters that training changes.
+
+        Collective when due, and at the first call, which gives the parameters their places.
+
+        Args:
+            params: parameters or parameter groups, alike on all ranks whether or not they have
+                gradients; changed in place.
+
+        Returns:
+            Whether the workers communicated.
+
+        Raises:
+            MismatchError: on every rank, if steps or parameters differ.
+            RankFailure: if a worker died before the round.
+            NotImplementedError, TypeError, ValueError: for parameters that cannot be averaged.
+
+            Whatever is raised, the step is not counted.
+        """
+        averager = self.averager
+        if averager.comm is NON_MEMBER:
+            averager.step += 1
+            return False
+        due = averager.group_due(averager.step + 1) is not None
+        home = self._home
+        if due or home is None:
+            home = self._place(params)
+        if due:
+            home.bring()
+        held = averager.average_parameters(home.arenas)
+        if held:
+            home.take()
+        return held
+
+    def flush(self, params: Params) -> None:
+        """Averages now, as before validating or saving; counts no step. Collective.
+
+        Raises:
+            MismatchError, RankFailure: as ``average_parameters``.
+        """
+        if self.averager.comm is not NON_MEMBER:
+            home = self._place(params)
+            home.bring()
+            self.averager.flush(home.arenas)
+            home.take()
+
+    def record_samples(self, count: int) -> None:
+        """Adds to the weight of this worker in the next round, as the core's does."""
+        self.averager.record_samples(count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that this rank needs to resume."""
+        return dict(self._saved) if self._averager is None else self._averager.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a ``state_dict``.
+
+        Warns:
+            UserWarning: if it was saved under another schedule.
+
+        Raises:
+            TypeError, ValueError: if it does not fit; then nothing has changed.
+        """
+        self.averager.load_state_dict(state_dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CoreAverager:
+        """An averager that counts for itself, of the same workers; not collective."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(vars(self), _home=None)
+        copied._averager = deepcopy(self._averager, memo)
+        copied._arguments, copied._saved = dict(self._arguments or {}), dict(self._saved)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arguments and progress. The copy is of all workers of the job that loads it."""
+        if self._arguments is None or self._process_group is not None:
+            raise TypeError(
+                f"an averager can be pickled if torch has its name and it is of all workers, "
+                f"got {type(self).__name__} of {self.process_group!r}: save its state_dict()"
+            )
+        return {"arguments": self._arguments, "saved": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._averager = self._process_group = self._home = None
+        self._arguments, self._saved = state["arguments"], state["saved"]
+
+    def _place(self, params: Params) -> Placed:
+        self._home = placed(lambda: trained_params(params), self.averager.comm, self._home)
+        return self._home
+
+
+class PeriodicModelAverager(CoreAverager):
+    """Averages after steps w+1, w+1+p, w+1+2p, …; w is the warm-up.
+
+    Attributes:
+        period: steps per round; may be set.
+        warmup_steps: steps before the first round; may be set.
+    """
+
+    def __init__(
+        self, period: int, warmup_steps: int = 0, process_group: ProcessGroup = None
+    ) -> None:
+        """Collective: both numbers must be equal on all ranks.
+
+        Args:
+            period: steps per round, at least 1.
+            warmup_steps: at least 0.
+            process_group: the workers; None for all.
+
+        Warns:
+            UserWarning: for a period of 1, which saves no communication.
+
+        Raises:
+            TypeError, ValueError: for an invalid number; ``warmup_steps`` is checked first.
+            MismatchError: on every rank, if the numbers differ between ranks.
+        """
+        comm = communicator(process_group)
+        super().__init__(core.PeriodicModelAverager(period, warmup_steps, comm))
+        self._process_group = process_group
+        self._arguments = {"period": period, "warmup_steps": warmup_steps}
+
+    @property
+    def period(self) -> int:
+        return self._number("period")
+
+    @period.setter
+    def period(self, value: int) -> None:
+        self._set(period=value)
+
+    @property
+    def warmup_steps(self) -> int:
+        return self._number("warmup_steps")
+
+    @warmup_steps.setter
+    def warmup_steps(self, value: int) -> None:
+        self._set(warmup_steps=value)
+
+    def _number(self, name: str) -> int:
+        assert self._arguments is not None
+        return int(self._arguments[name])
+
+    def _set(self, **changed: int) -> None:
+        assert self._arguments is not None
+        arguments = {**self._arguments, **changed}
+        schedule = post_local(**arguments)
+        self.averager.schedule = schedule
+        self._arguments = arguments
+
+
+class HierarchicalModelAverager(CoreAverager):
+    """Averages in groups: of the levels whose period divides the step, the largest group's.
+
+    Steps count from 0 here, as torch writes them, and nothing is averaged in the warm-up.
+    """
+
+    def __init__(
+        self,
+        period_group_size_dict: Mapping[int, GroupSize] | None = None,
+        warmup_steps: int = 0,
+        process_group: ProcessGroup = None,
+    ) -> None:
+        """Collective: checks everything, agrees on it, then makes the groups.
+
+        Args:
+            period_group_size_dict: the group size for every period, in any order: a number of
+                consecutive ranks, ``"host"``, or ``"world"``. One level must be of all.
+            warmup_steps: at least 0.
+            process_group: the workers; None for all.
+
+        Warns:
+            UserWarning: for a period of 1 at the level of all workers.
+
+        Raises:
+            TypeError, ValueError: for an invalid number or size; no group has been made then.
+            MismatchError: on every rank, if the arguments differ between ranks.
+        """
+        comm = communicator(process_group)
+        super().__init__(core.HierarchicalModelAverager(period_group_size_dict, warmup_steps, comm))
+        self._process_group = process_group
+        self._arguments = {
+            "period_group_size_dict": dict(period_group_size_dict or {}),
+            "warmup_steps": warmup_steps,
+        }
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the first round."""
+        assert self._arguments is not None
+        return int(self._arguments["warmup_steps"])
+
+    @property
+    def period_group_size_dict(self) -> dict[int, GroupSize]:
+        """The levels, the smallest group first."""
+        return self._levels.period_group_size_dict
+
+    @property
+    def period_process_group_dict(self) -> OrderedDict[int, Communicator]:
+        """This rank's group at every level, the smallest first."""
+        return OrderedDict(self._levels.groups)
+
+    @property
+    def _levels(self) -> core.HierarchicalModelAverager:
+        averager = self.averager
+        assert isinstance(averager, core.HierarchicalModelAverager)
+        return averager

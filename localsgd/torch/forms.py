@@ -1,0 +1,93 @@
+"""How a torch tensor and a numpy array are the same memory.
+
+An arena holds a tensor's elements in the order in which they lie in memory, not in the order of
+its dimensions, so a ``channels_last`` weight keeps its layout. bfloat16 goes by its bits and
+complex numbers by their parts; nothing is converted and nothing copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from localsgd.comm.base import Array
+
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.complex64: np.dtype(np.float32),
+    torch.complex128: np.dtype(np.float64),
+}
+
+
+def holds(dtype: torch.dtype) -> bool:
+    """Whether tensors of this dtype can lie in an arena."""
+    return dtype in _NUMPY
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a flat run of memory must be told to become a tensor.
+
+    Attributes:
+        dtype: the tensor's.
+        shape: the tensor's.
+        order: its dimensions, the slowest first.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Form:
+        """The form of a tensor; row-major if its elements have gaps or overlap."""
+        rising = range(tensor.dim())
+        strides = tensor.stride()
+        order = tuple(sorted(rising, key=lambda dim: -strides[dim]))
+        dense = tensor.detach().permute(order).is_contiguous()
+        return cls(tensor.dtype, tuple(tensor.shape), order if dense else tuple(rising))
+
+    @property
+    def array_dtype(self) -> np.dtype[Any]:
+        """The dtype of the array, that of the parts for complex numbers."""
+        return _NUMPY[self.dtype]
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """The shape of the array: the tensor's in memory order."""
+        parts = (2,) if self.dtype.is_complex else ()
+        return (*(self.shape[dim] for dim in self.order), *parts)
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        rows = "" if self.order == tuple(range(len(self.order))) else f" in order {self.order}"
+        return f"{name}{list(self.shape)}{rows}"
+
+    def array(self, tensor: Tensor) -> Array:
+        """The memory of a CPU tensor of this form; of a copy if it has gaps or overlaps."""
+        laid = tensor.detach().permute(self.order).contiguous()
+        if self.dtype.is_complex:
+            laid = torch.view_as_real(laid)
+        if self.dtype == torch.bfloat16:
+            return laid.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        array: Array = laid.numpy()
+        return array
+
+    def tensor(self, array: Array) -> Tensor:
+        """A tensor of this form on the memory of an array, with a storage of just that size."""
+        if self.dtype == torch.bfloat16:
+            laid = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        else:
+            laid = torch.from_numpy(array)
+        if self.dtype.is_complex:
+            laid = torch.view_as_complex(laid)
+        back = sorted(range(len(self.order)), key=lambda place: self.order[place])
+        return laid.permute(back)

@@ -1,0 +1,244 @@
+"""One optimizer to step: the local step, then whatever the averager does after it.
+
+To torch and its libraries this is an ``Optimizer``: it has hooks, can be copied and pickled, and
+takes a closure. It owns nothing: groups, state and defaults are the inner optimizer's, read
+through at every use, and the step is the averager's.
+
+Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from localsgd import averagers as core
+from localsgd.checks import caller_level, checked_count
+from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.sharded import check_optimizer
+
+
+@runtime_checkable
+class Averager(Protocol):
+    """What follows a local step: an averager of ours or torch's, or anything like it."""
+
+    step: int
+
+    def average_parameters(self, params: Any) -> object:
+        """Counts one local step; averages the parameter groups ``params`` when due."""
+
+
+@runtime_checkable
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
+
+
+_STEP = "averager_step"
+
+
+class PostLocalSGDOptimizer(Optimizer):
+    """Steps an optimizer, then lets an averager count the step and average when due.
+
+    Attributes:
+        optim: the inner optimizer.
+        averager: the averager; its ``step`` is the only counter.
+    """
+
+    def __init__(self, optim: Optimizer, averager: Averager | core.ModelAverager) -> None:
+        """Takes both as they are; not collective.
+
+        Args:
+            optim: an optimizer of torch, or one like it.
+            averager: one of ``localsgd.torch``, any of the core, torch's own, or anything with
+                ``step`` and ``average_parameters(params)``.
+
+        Raises:
+            TypeError: for an averager without those, or an optimizer that shards.
+        """
+        check_optimizer(optim)
+        if isinstance(averager, core.ModelAverager):
+            averager = CoreAverager(averager)
+        if not isinstance(averager, Averager):
+            raise TypeError(
+                f"averager must have step and average_parameters(params), got {averager!r}"
+            )
+        # The base's own initialiser would take parameters; this makes its tables of hooks.
+        self.__setstate__({"optim": optim, "averager": averager})
+
+    optim: Optimizer
+    averager: Averager
+
+    # type: attributes of the base that are the inner optimizer's here, whatever it does to them
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's groups, the same list."""
+        return self.optim.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optim.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The inner optimizer's state, the same object."""
+        return self.optim.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The inner optimizer's defaults, the same object."""
+        return self.optim.defaults
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one local step with the gradients, then averages when due.
+
+        Collective when due. Under a ``GradScaler`` that found no finite gradients on this rank,
+        the local step is left out, and counted all the same.
+
+        Args:
+            closure: computes the loss and the gradients, as often as the optimizer asks.
+
+        Returns:
+            What the inner optimizer's step returned: the closure's loss.
+
+        Raises:
+            MismatchError, RankFailure: from the round; the local step is taken by then and the
+                averager has not counted it.
+        """
+        loss = self._inner_step(closure)
+        if not self._makes_state():
+            self.averager.average_parameters(params=self.param_groups)
+        return loss
+
+    def skip_step(self) -> None:
+        """Counts a step that this rank does not take, so that it stays in step with the others.
+
+        Collective when due. For a loop that leaves out steps by itself; a ``GradScaler``'s are
+        counted already.
+        """
+        self.averager.average_parameters(params=self.param_groups)
+
+    def flush(self) -> None:
+        """Averages now, as before validating or saving; counts no step. Collective.
+
+        Raises:
+            TypeError: if the averager cannot.
+        """
+        flush = getattr(self.averager, "flush", None)
+        if flush is None:
+            raise TypeError(f"averager must have flush(params), got {self.averager!r}")
+        flush(self.param_groups)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients, or sets them to zero."""
+        self.optim.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Trains further parameters, and averages them from the next round on."""
+        self.optim.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner state dict, the averager's counter as ``"step"``, its state as ``"averager"``.
+
+        ``"averager"`` is absent if the averager has no ``state_dict``.
+        """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state: dict[str, Any] = {**self.optim.state_dict(), "step": self.averager.step}
+        if state["param_groups"]:
+            # What torch.distributed.checkpoint keeps of a state dict is state and groups alone.
+            first, *others = state["param_groups"]
+            state["param_groups"] = [{**first, _STEP: self.averager.step}, *others]
+        if isinstance(self.averager, _Stateful):
+            state["averager"] = self.averager.state_dict()
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a ``state_dict``, of this class or of a plain optimizer.
+
+        Warns:
+            UserWarning: if it has no step counter, which is then 0; or if it was saved by an
+                averager with another schedule.
+
+        Raises:
+            Exception: what the inner optimizer raises; the averager has then not changed.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        state_dict, given = _without_step(state_dict)
+        number = given.item() if isinstance(given, Tensor) else given
+        step = 0 if number is None else checked_count("step", number, at_least=0)
+        self.optim.load_state_dict(state_dict)
+        if "averager" in state_dict and isinstance(self.averager, _Stateful):
+            self.averager.load_state_dict(state_dict["averager"])
+        if given is None:
+            warnings.warn(
+                "Loaded state dict does not contain a step counter for an averager. "
+                "Setting step counter to 0.",
+                stacklevel=caller_level(),
+            )
+        self.averager.step = step
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optim": self.optim, "averager": self.averager}
+
+    def __repr__(self) -> str:
+        return repr(self.optim)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells a ``GradScaler`` to call ``step`` even where it found infinities.
+
+        It then leaves ``found_inf`` and ``grad_scale`` here for the time of the call.
+        """
+        return True
+
+    def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
+        found_inf = vars(self).get("found_inf")
+        if found_inf is None:
+            return self.optim.step() if closure is None else self.optim.step(closure)
+        if found_inf.item():
+            return None
+        # The gradients are still multiplied by the scale, unless they have been unscaled for
+        # clipping; dividing them is the optimizer's part of torch's protocol, and local.
+        scale = vars(self).get("grad_scale")
+        if scale is not None:
+            inverse = scale.double().reciprocal().float()
+            for gradient in self._gradients():
+                gradient.mul_(inverse.to(gradient.device))
+        return self.optim.step()
+
+    def _gradients(self) -> list[Tensor]:
+        params = (param for group in self.param_groups for param in group["params"])
+        return [param.grad for param in params if param.grad is not None]
+
+    def _makes_state(self) -> bool:
+        """Whether a step served to create the optimizer's state and moved nothing.
+
+        torch.distributed.checkpoint takes one with learning rate and gradients 0 before it saves
+        or loads; it is no step of training and is not counted.
+        """
+        if any(group.get("lr", 1) != 0 for group in self.param_groups):
+            return False
+        gradients = self._gradients()
+        return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+
+
+def _without_step(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A plain optimizer's state dict, and the averager's counter that was in it, or None."""
+    groups = state_dict.get("param_groups", [])
+    found = [group[_STEP] for group in groups if _STEP in group]
+    plain = [{key: value for key, value in group.items() if key != _STEP} for group in groups]
+    step = state_dict.get("step", found[0] if found else None)
+    return {**state_dict, "param_groups": plain}, step

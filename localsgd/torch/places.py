@@ -1,0 +1,260 @@
+"""Where torch's tensors are: in arenas, so that a round is one pass over memory without a copy.
+
+A tensor is given its place once, keeps it ever after, and is still the same object: the module,
+the optimizer's state and the user's references stay valid. Each has a storage of just its own
+size over the shared memory, so that saving one tensor saves one tensor. A tensor on another
+device stays there, and has its place as a copy on the host.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from localsgd.agreement import agreed
+from localsgd.arena import Arena
+from localsgd.comm.base import Communicator
+from localsgd.torch.forms import Form
+from localsgd.torch.pinned import pin
+from localsgd.torch.sharded import check_tensor, shard_owner
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor's memory in an arena.
+
+    Attributes:
+        arena: the arena.
+        name: the tensor's name there.
+        form: how its memory is read.
+        home: a tensor on that memory, shaped as the tensor.
+    """
+
+    arena: Arena
+    name: str
+    form: Form
+    home: Tensor
+
+    def gradient(self) -> Tensor:
+        """A tensor on the gradient's memory in the arena, in the form of the parameter."""
+        return self.form.tensor(self.arena.grad[self.name])
+
+    def bring(self, tensor: Tensor) -> None:
+        """Makes the place hold the tensor's values, and the tensor, on the CPU, lie there."""
+        if tensor.data_ptr() == self.home.data_ptr():
+            return
+        self.home.copy_(tensor.detach(), non_blocking=True)
+        if tensor.device.type == "cpu":
+            tensor.data = self.home
+
+    def take(self, tensor: Tensor) -> None:
+        """Makes a tensor of another device hold the place's values."""
+        if tensor.device.type != "cpu":
+            tensor.detach().copy_(self.home, non_blocking=True)
+
+
+_PLACES: dict[int, tuple[ref[Tensor], Place]] = {}
+_LOCK = threading.Lock()
+
+
+def place_of(tensor: Tensor) -> Place | None:
+    """The place of a tensor, as long as its dtype and form are what they were."""
+    found = _PLACES.get(id(tensor))
+    if found is None or found[0]() is not tensor:
+        return None
+    place = found[1]
+    same = place.form.dtype == tensor.dtype and place.form.shape == tuple(tensor.shape)
+    return place if same else None
+
+
+class Placed:
+    """Some tensors of one model, and the arenas that hold them and nothing else.
+
+    Attributes:
+        arenas: the arenas, or sections of them, in an order that is equal on all ranks.
+        lines: the tensors and their places in words, equal on all ranks.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes tensors that all have their place."""
+        self._pairs = [
+            (tensor, place)
+            for tensor in tensors.values()
+            if (place := place_of(tensor)) is not None
+        ]
+        places = [place for _, place in self._pairs]
+        self.arenas = _arenas_of(places)
+        self.lines = _lines(tensors)
+        self._devices = {tensor.device for tensor, _ in self._pairs if tensor.device.type != "cpu"}
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors in the same order, all still in place."""
+        return len(tensors) == len(self._pairs) and all(
+            tensor is mine and place_of(tensor) is place
+            for tensor, (mine, place) in zip(tensors, self._pairs, strict=True)
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Place]]:
+        """Every tensor with its place."""
+        return iter(self._pairs)
+
+    def bring(self) -> None:
+        """Before a round: everything that torch has elsewhere comes to its place."""
+        for tensor, place in self._pairs:
+            place.bring(tensor)
+        self._wait()
+
+    def take(self) -> None:
+        """After a round: what torch has on other devices becomes what is in place."""
+        if self._devices:
+            for tensor, place in self._pairs:
+                place.take(tensor)
+            self._wait()
+
+    def _wait(self) -> None:
+        for device in self._devices:
+            torch.accelerator.current_stream(device).synchronize()
+
+
+def placed(
+    select: Callable[[], Mapping[str, Tensor]],
+    comm: Communicator,
+    known: Placed | None = None,
+    *,
+    grad: bool = False,
+) -> Placed:
+    """The arenas of some tensors; those without a place get one, keeping their values.
+
+    Collective. Ranks must give tensors of the same names, forms and order, with places alike.
+
+    Args:
+        select: gives the tensors by name, or raises.
+        known: what this returned last; spares the work if nothing has changed.
+        grad: whether arenas that are made have a buffer for gradients.
+
+    Raises:
+        TypeError, ValueError: if this rank's tensors cannot be placed (``check_tensor``).
+        MismatchError: on every rank, if the ranks' tensors differ, with the first difference.
+        MemoryError: on every rank, if the memory of a host does not suffice.
+    """
+
+    def prepare() -> _Choice:
+        tied = _tied(select())
+        if not tied:
+            raise ValueError("params must hold at least one parameter to average, got none")
+        first = {name: same[0] for name, same in tied.items()}
+        if known is not None and known.holds(list(first.values())):
+            return _Choice(tied, known.lines, known)
+        for name, tensor in first.items():
+            check_tensor(name, tensor)
+        return _Choice(tied, _lines(first), None)
+
+    choice = agreed(comm, "parameters", prepare, lambda made: made.lines)
+    if choice.known is not None:
+        return choice.known
+    _give_places(choice.tied, comm, grad)
+    return Placed({name: same[0] for name, same in choice.tied.items()})
+
+
+@dataclass(frozen=True)
+class _Choice:
+    tied: Mapping[str, Sequence[Tensor]]
+    lines: Sequence[str]
+    known: Placed | None
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The tensors by the first name of each; several where they are one memory."""
+    names: dict[object, str] = {}
+    tied: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        tied.setdefault(names.setdefault(_memory(tensor), name), []).append(tensor)
+    return tied
+
+
+def _memory(tensor: Tensor) -> object:
+    """What two tensors with the same elements in the same memory have in common."""
+    if shard_owner(tensor) or tensor.layout is not torch.strided or is_lazy(tensor):
+        return id(tensor)
+    if tensor.device.type == "meta" or not tensor.numel():
+        return id(tensor)
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+def _lines(tensors: Mapping[str, Tensor]) -> list[str]:
+    arenas: dict[int, int] = {}
+    lines = []
+    for name, tensor in tensors.items():
+        place = place_of(tensor)
+        if place is None:
+            where = "without a place"
+        else:
+            number = arenas.setdefault(id(place.arena), len(arenas))
+            where = f"at {place.arena.slice_of(place.name).start} in arena {number}"
+        form = Form.of(tensor) if place is None else place.form
+        lines.append(f"parameter {name!r} {form}, {where}")
+    return lines
+
+
+def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator, grad: bool) -> None:
+    by_dtype: dict[Any, dict[str, Form]] = {}
+    for name, tensors in tied.items():
+        if place_of(tensors[0]) is None:
+            form = Form.of(tensors[0])
+            by_dtype.setdefault(form.array_dtype, {})[name] = form
+    for forms in by_dtype.values():
+        values = {name: form.array(tied[name][0].cpu()) for name, form in forms.items()}
+        arena = Arena(values, comm, start="keep", grad=grad)
+        if any(tied[name][0].device.type != "cpu" for name in forms):
+            pin(arena.flat)
+        for name, form in forms.items():
+            place = Place(arena, name, form, form.tensor(arena[name]))
+            for tensor in tied[name]:
+                _remember(tensor, place)
+                if tensor.device.type == "cpu":
+                    tensor.data = place.home
+
+
+def _remember(tensor: Tensor, place: Place) -> None:
+    key = id(tensor)
+
+    def forget(gone: ref[Tensor]) -> None:
+        with _LOCK:
+            found = _PLACES.get(key)
+            if found is not None and found[0] is gone:
+                del _PLACES[key]
+
+    with _LOCK:
+        _PLACES[key] = (ref(tensor, forget), place)
+
+
+def _arenas_of(places: Iterable[Place]) -> tuple[Arena, ...]:
+    """The arenas that the places fill, and sections of those that they fill in part."""
+    wanted: dict[int, tuple[Arena, set[str]]] = {}
+    for place in places:
+        wanted.setdefault(id(place.arena), (place.arena, set()))[1].add(place.name)
+    arenas: list[Arena] = []
+    for arena, names in wanted.values():
+        if len(names) == len(arena):
+            arenas.append(arena)
+        else:
+            arenas.extend(arena.section(run) for run in _runs(arena.names, names))
+    return tuple(arenas)
+
+
+def _runs(order: Sequence[str], names: set[str]) -> list[list[str]]:
+    """The names in the order given, cut where others lie between."""
+    runs: list[list[str]] = [[]]
+    for name in order:
+        if name in names:
+            runs[-1].append(name)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
