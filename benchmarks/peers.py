@@ -72,6 +72,7 @@ def torch_mean(count: int, pieces: int) -> Callable[[], None]:
 
     params = [torch.nn.Parameter(torch.ones(count // pieces)) for _ in range(pieces)]
     group = GroupMember.WORLD
+    assert group is not None, "torch.distributed must be initialised"
 
     def average() -> None:
         average_parameters(iter(params), group)

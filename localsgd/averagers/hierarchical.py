@@ -19,7 +19,6 @@ from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Communicator
 from localsgd.comm.topology import Topology
-from localsgd.schedules import aligned
 
 GroupSize: TypeAlias = "int | Literal['host', 'world']"
 
@@ -40,10 +39,15 @@ class Hierarchy:
         return self.level_due(step) is not None
 
     def level_due(self, step: int) -> int | None:
-        """The number of the level whose round follows this step; None if none does."""
-        for index, (period, _) in enumerate(self.levels):
-            if aligned(period, self.warmup_steps).due(step):
-                return index
+        """The number of the level whose round follows this step; None if none does.
+
+        Each level has the phase of ``aligned``, written out since every step asks.
+        """
+        before = step - 1
+        if before >= self.warmup_steps:
+            for index, (period, _) in enumerate(self.levels):
+                if before % period == 0:
+                    return index
         return None
 
     def __repr__(self) -> str:

@@ -82,7 +82,8 @@ class SGD(Optimizer):
                 buffer[...] = direction
             else:
                 buffer *= group["momentum"]
-                buffer += np.multiply(direction, 1 - group["dampening"], out=scratch)
+                kept = 1 - group["dampening"]
+                buffer += direction if kept == 1 else np.multiply(direction, kept, out=scratch)
             if group["nesterov"]:
                 direction += np.multiply(buffer, group["momentum"], out=scratch)
             else:
