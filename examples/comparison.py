@@ -144,7 +144,7 @@ def show(
     """A row for every way: medians over seeds, and the spread of the measure."""
     title = f"{title}, {comm.size} workers on hosts {comm.topology}"
     several = len(next(iter(outcomes.values()))) > 1
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     headings = ["averaging", f"{measure.name}, {measure.unit}"]
     headings += ["over seeds"] if several else []
     for heading in (*headings, "rounds", "moved", "waited", "took"):
