@@ -7,12 +7,10 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 
 from __future__ import annotations
 
-import atexit
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,6 +25,7 @@ from .entrance import Entrance
 from .fused import Job
 from .guards import Collective, OwnErrors
 from .header import Header
+from .leaving import leave_at_exit
 from .messages import DIRECT, GATHERED, Mail
 from .native import reduce_natively
 from .nonmember import NON_MEMBER
@@ -36,15 +35,6 @@ from .regions import Regions
 from .sharing import share
 from .topology import Topology
 from .waiting import Clock, Waiter
-
-_OPEN: WeakSet[Group] = WeakSet()
-
-
-@atexit.register
-def _leave_all() -> None:
-    """Tells the ranks that still wait that this process has ended."""
-    for group in _OPEN:
-        group.leave()
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class Group:
         self._equal_weights = [1.0] * self.size
         self._collective = Collective(self._background, setting.clock)
         self._own_errors = OwnErrors(self._entrance)
-        _OPEN.add(self)
+        leave_at_exit(self)
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"

@@ -64,7 +64,9 @@ class Averager(Protocol):
 
 
 @runtime_checkable
-class _Stateful(Protocol):
+class Stateful(Protocol):
+    """What can be saved and loaded."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
@@ -136,7 +138,7 @@ class PostLocalSGDOptimizer:
         ``"averager"`` is absent if the averager has no ``state_dict``.
         """
         state = {**self.optim.state_dict(), "step": self.averager.step}
-        if isinstance(self.averager, _Stateful):
+        if isinstance(self.averager, Stateful):
             state["averager"] = self.averager.state_dict()
         return state
 
@@ -153,7 +155,7 @@ class PostLocalSGDOptimizer:
             raise TypeError(f"state_dict must be a mapping, got {state_dict!r}")
         step = checked_count("step", state_dict.get("step", 0), at_least=0)
         previous_step = self.averager.step
-        if isinstance(self.averager, _Stateful) and "averager" in state_dict:
+        if isinstance(self.averager, Stateful) and "averager" in state_dict:
             previous = self.averager.state_dict()
             self.averager.load_state_dict(state_dict["averager"])
             try:

@@ -29,7 +29,7 @@ COMM: list[set[str]] = [
     {"errors", "topology", "codecs"},
     {"base"},
     {"compiled", "hugepages"},
-    {"arithmetic", "plan", "memory", "agreement", "nonmember", "background", "waiting"},
+    {"arithmetic", "plan", "memory", "agreement", "nonmember", "background", "waiting", "leaving"},
     {"checks", "header", "messages", "regions"},
     {"board", "sharing", "fused"},
     {"entrance", "staging", "native"},

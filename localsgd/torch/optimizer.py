@@ -10,34 +10,17 @@ Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from localsgd import averagers as core
 from localsgd.checks import caller_level, checked_count
+from localsgd.optimizer import Averager, Stateful
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.sharded import check_optimizer
-
-
-@runtime_checkable
-class Averager(Protocol):
-    """What follows a local step: an averager of ours or torch's, or anything like it."""
-
-    step: int
-
-    def average_parameters(self, params: Any) -> object:
-        """Counts one local step; averages the parameter groups ``params`` when due."""
-
-
-@runtime_checkable
-class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
-
 
 _STEP = "averager_step"
 
@@ -154,7 +137,7 @@ class PostLocalSGDOptimizer(Optimizer):
             # What torch.distributed.checkpoint keeps of a state dict is state and groups alone.
             first, *others = state["param_groups"]
             state["param_groups"] = [{**first, _STEP: self.averager.step}, *others]
-        if isinstance(self.averager, _Stateful):
+        if isinstance(self.averager, Stateful):
             state["averager"] = self.averager.state_dict()
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state)
@@ -178,7 +161,7 @@ class PostLocalSGDOptimizer(Optimizer):
         number = given.item() if isinstance(given, Tensor) else given
         step = 0 if number is None else checked_count("step", number, at_least=0)
         self.optim.load_state_dict(state_dict)
-        if "averager" in state_dict and isinstance(self.averager, _Stateful):
+        if "averager" in state_dict and isinstance(self.averager, Stateful):
             self.averager.load_state_dict(state_dict["averager"])
         if given is None:
             warnings.warn(
