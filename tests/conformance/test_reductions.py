@@ -238,3 +238,30 @@ def test_codec_narrows_what_travels_and_all_ranks_still_agree(workers: Workers) 
         assert sum(comm.collect(moved.sent)) == 2 * (hosts - 1) * 1200 * 2
 
     workers.run(body)
+
+
+@pytest.mark.parametrize("memory", ["shared", "private"])
+def test_non_finite_values_reach_every_rank_and_no_other_element(
+    workers: Workers, memory: str
+) -> None:
+    """Rank 0 holds NaN and an infinity; all hold an equal infinity in the third place.
+
+    x - x is NaN for equal infinities, so their mean is, too, unless nobody is to be averaged with.
+    """
+
+    def body(comm: Communicator) -> None:
+        buffer = filled(comm, 1001, np.float32, memory)
+        if comm.rank == 0:
+            buffer[:2] = [np.nan, np.inf]
+        buffer[2] = np.inf
+        rows = every(comm, buffer)
+        comm.allreduce(buffer, "mean")
+        if comm.size > 1:
+            assert not np.isfinite(buffer[:3]).any()
+            assert np.isnan(buffer[[0, 2]]).all()
+        with np.errstate(invalid="ignore"):
+            expected = two_level_mean(rows, [1.0] * comm.size, comm.topology)
+        assert same_bits(buffer[3:], expected[3:])
+        assert len(set(comm.collect(str(np.isnan(buffer).nonzero()[0].tolist())))) == 1
+
+    workers.run(body)
