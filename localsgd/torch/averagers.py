@@ -70,6 +70,11 @@ class CoreAverager(ModelAverager):
         return self._averager
 
     @property
+    def comm(self) -> Communicator:
+        """The workers that take part."""
+        return self.averager.comm
+
+    @property
     def process_group(self) -> Any:
         """The workers, as they were given; the communicator of all if none were."""
         return self.averager.comm if self._process_group is None else self._process_group

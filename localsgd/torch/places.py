@@ -101,6 +101,11 @@ class Placed:
             for tensor, (mine, place) in zip(tensors, self._pairs, strict=True)
         )
 
+    @property
+    def whole_arenas(self) -> tuple[Arena, ...]:
+        """The arenas themselves, whatever else they hold."""
+        return tuple({id(place.arena): place.arena for _, place in self._pairs}.values())
+
     def __iter__(self) -> Iterator[tuple[Tensor, Place]]:
         """Every tensor with its place."""
         return iter(self._pairs)
