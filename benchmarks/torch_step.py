@@ -35,6 +35,7 @@ def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
     comm = lt.world()
     peers.join_gloo()
     mine = linear_layers()
+    lt.adopt(mine)
     wrapped = lt.PostLocalSGDOptimizer(inner_optimizer(mine), lt.PeriodicModelAverager(period))
     theirs = DistributedDataParallel(linear_layers())
     make_state: Any = hook.PostLocalSGDState

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from localsgd.buffers import Rule
 from localsgd.comm.base import Communicator
-from localsgd.torch.forms import holds
+from localsgd.torch.buffers import ModuleBuffers, has_averaged_buffers
 from localsgd.torch.groups import ProcessGroup, communicator
 from localsgd.torch.places import Placed, placed
 
@@ -29,12 +30,12 @@ class Adopted:
     Attributes:
         comm: the workers that hold the model.
         params: the parameters that require a gradient.
-        buffers: the buffers of floating point; None if there are none.
+        buffers: those that have an average, for ``PostLocalSGDOptimizer``; None if there are none.
         on_gradient: called with each parameter whose gradient has become complete in a backward
             pass, once the gradient is in place; None for nothing.
     """
 
-    def __init__(self, comm: Communicator, params: Placed, buffers: Placed | None) -> None:
+    def __init__(self, comm: Communicator, params: Placed, buffers: ModuleBuffers | None) -> None:
         """Follows the gradients of ``params``, whose arenas must have a buffer for them."""
         self.comm, self.params, self.buffers = comm, params, buffers
         self.on_gradient: Callable[[Tensor], None] | None = None
@@ -73,11 +74,15 @@ class Adopted:
 
 
 def adopt(
-    model: nn.Module, process_group: ProcessGroup = None, *, start: Start = "broadcast"
+    model: nn.Module,
+    process_group: ProcessGroup = None,
+    *,
+    start: Start = "broadcast",
+    rules: Mapping[str, Rule] | None = None,
 ) -> Adopted:
     """Gives a model's parameters, gradients and buffers their places. Collective.
 
-    The parameters that require a gradient and the buffers of floating point move once and then
+    The parameters that require a gradient and the buffers that have an average move once and then
     stay: same objects, same memory format, tied weights tied. Gradients come to their place as
     the backward pass computes them, whether or not they were set to None before it. Once a model
     has been adopted this returns what it returned then.
@@ -87,6 +92,7 @@ def adopt(
         process_group: the workers that hold it; None for all.
         start: "broadcast" gives all the values of rank 0, as DDP does; "keep" leaves each its
             own.
+        rules: how buffers are averaged that are not to be as ``ModuleBuffers`` has it, by name.
 
     Raises:
         TypeError: for a module that is none, or a shard.
@@ -108,11 +114,14 @@ def adopt(
     params = placed(lambda: _trainable(model), comm, grad=True)
     for arena in params.whole_arenas:
         arena.add_grad()
-    buffers = _placed_buffers(model, comm)
     if start == "broadcast":
-        for part in (params, buffers):
-            if part is not None:
-                _broadcast(part, comm)
+        params.bring()
+        for arena in params.arenas:
+            comm.broadcast(arena.flat, 0)
+        params.take()
+    buffers = None
+    if any(comm.collect(has_averaged_buffers(model))):
+        buffers = ModuleBuffers(model, comm, rules or {}, start)
     _ADOPTED[model] = Adopted(comm, params, buffers)
     return _ADOPTED[model]
 
@@ -123,21 +132,3 @@ def _trainable(model: nn.Module) -> Mapping[str, Tensor]:
         for name, param in model.named_parameters(remove_duplicate=False)
         if param.requires_grad
     }
-
-
-def _floating_buffers(model: nn.Module) -> dict[str, Tensor]:
-    named = model.named_buffers(remove_duplicate=False)
-    return {name: buffer for name, buffer in named if holds(buffer.dtype)}
-
-
-def _placed_buffers(model: nn.Module, comm: Communicator) -> Placed | None:
-    """Models have been found alike in their parameters; those with buffers are in these, too."""
-    counts = comm.collect(len(_floating_buffers(model)))
-    return placed(lambda: _floating_buffers(model), comm) if any(counts) else None
-
-
-def _broadcast(part: Placed, comm: Communicator) -> None:
-    part.bring()
-    for arena in part.arenas:
-        comm.broadcast(arena.flat, 0)
-    part.take()

@@ -9,7 +9,7 @@ so the length of the warm-up is typed once. All arithmetic is the communicator's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from localsgd.checks import checked_count
 from localsgd.comm.base import Array, Communicator, Request
 from localsgd.torch.adoption import Adopted, adopt
 from localsgd.torch.groups import of_host
+from localsgd.torch.places import wait_for_devices
 
 After = Literal["host", "none"]
 
@@ -165,7 +166,7 @@ class GradientStage:
                 self._adopted.gradient(param).zero_()
             else:
                 self._adopted.bring_gradient(param)
-        _wait_for_devices(block.params)
+        wait_for_devices(block.params)
         label = f"gradients of step {self.averager.step + 1}"
 
         def reduce(comm: Communicator) -> None:
@@ -190,7 +191,7 @@ class GradientStage:
                 _take(param, self._adopted.gradient(param))
             else:
                 param.grad = None
-        _wait_for_devices(params)
+        wait_for_devices(params)
 
     def _check_trainable(self) -> None:
         for name, param in self._model.named_parameters():
@@ -232,9 +233,3 @@ def _take(param: Tensor, home: Tensor) -> None:
         param.grad = home.to(param.device, non_blocking=True)
     else:
         param.grad.copy_(home, non_blocking=True)
-
-
-def _wait_for_devices(params: Sequence[Tensor]) -> None:
-    """Returns once copies between the host and other devices have ended."""
-    for device in {param.device for param in params if param.device.type != "cpu"}:
-        torch.accelerator.current_stream(device).synchronize()
