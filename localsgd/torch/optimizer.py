@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from localsgd import averagers as core
 from localsgd.checks import caller_level, checked_count
-from localsgd.optimizer import Averager, Stateful
+from localsgd.parts import Averager, Stateful
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.sharded import check_optimizer
 
