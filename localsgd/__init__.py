@@ -21,6 +21,7 @@ from localsgd.comm import (
     world,
 )
 from localsgd.data import ShardSampler
+from localsgd.gradients import GradientStage
 from localsgd.local_sgd import LocalSGD
 from localsgd.optimizer import PostLocalSGDOptimizer
 from localsgd.schedules import Schedule, aligned, every, post_local, when
@@ -32,6 +33,7 @@ __all__ = [
     "Buffers",
     "Communicator",
     "FlatArrays",
+    "GradientStage",
     "HierarchicalModelAverager",
     "LocalSGD",
     "MismatchError",

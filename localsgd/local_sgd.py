@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from localsgd.averagers.base import ModelAverager, agreed_schedule
 from localsgd.buffers import Buffers
+from localsgd.checks import checked_count
 from localsgd.comm import world
 from localsgd.comm.base import Array, Communicator
-from localsgd.optimizer import InnerOptimizer, PostLocalSGDOptimizer
-from localsgd.schedules import every
+from localsgd.gradients import GradientStage
+from localsgd.lr import Rate
+from localsgd.optimizer import PostLocalSGDOptimizer
+from localsgd.parts import InnerOptimizer
+from localsgd.schedules import Schedule, every
 from localsgd.state import Policy
 
 
@@ -33,17 +37,20 @@ class LocalSGD(PostLocalSGDOptimizer):
         *,
         synchronous_steps: int = 0,
         comm: Communicator | None = None,
+        gradients: GradientStage | None = None,
         state: Policy = "local",
         buffers: Buffers | None = None,
+        rate: Rate | None = None,
     ) -> None:
         """Collective: numbers and options must be equal on all ranks.
 
         Args:
             optim: takes the local steps.
             period: steps per round, at least 1; the rounds follow steps p, 2p, 3p, ….
-            synchronous_steps: for so many steps at first, average after each.
+            synchronous_steps: for so many steps at first stay together: with ``gradients``, by
+                averaging gradients (post-local SGD), else parameters after each step.
             comm: the workers that take part; None means those of the parameters.
-            state, buffers: as in ``PostLocalSGDOptimizer``.
+            gradients, state, buffers, rate: as in ``PostLocalSGDOptimizer``.
 
         Raises:
             TypeError, ValueError: for an invalid argument.
@@ -54,8 +61,17 @@ class LocalSGD(PostLocalSGDOptimizer):
             raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
         if comm is None:
             comm = optim.arenas[0].comm if optim.arenas else world()
-        schedule = agreed_schedule(comm, lambda: every(period, synchronous_steps=synchronous_steps))
-        super().__init__(optim, ModelAverager(schedule, comm), state=state, buffers=buffers)
+
+        def prepare() -> Schedule:
+            together = checked_count("synchronous_steps", synchronous_steps, at_least=0)
+            if gradients is not None:
+                return every(period, warmup_steps=together)
+            return every(period, synchronous_steps=together)
+
+        averager = ModelAverager(agreed_schedule(comm, prepare), comm)
+        super().__init__(
+            optim, averager, gradients=gradients, state=state, buffers=buffers, rate=rate
+        )
 
     def record_samples(self, count: int) -> None:
         """Adds to the samples seen since the last round (``ModelAverager.record_samples``)."""

@@ -12,67 +12,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from localsgd.agreement import agreed_among
-from localsgd.arena import Arena
 from localsgd.averagers.along import Companion
 from localsgd.averagers.base import ModelAverager
 from localsgd.buffers import Buffers
 from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER
+from localsgd.gradients import GradientStage, divide
+from localsgd.lr import Rate, apply_rate
+from localsgd.parts import Averager, InnerOptimizer, Stateful
 from localsgd.state import Policy, check_policy, state_companion
-
-
-@runtime_checkable
-class InnerOptimizer(Protocol):
-    """What takes the local steps: an optimizer of ``localsgd.optim``, or one like it."""
-
-    @property
-    def arenas(self) -> Sequence[Arena]:
-        """The arenas that hold the parameters."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups."""
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """The state of every parameter."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step; returns the loss that ``closure`` returned."""
-
-    def zero_grad(self) -> None:
-        """Sets the gradients to zero."""
-
-    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Trains further parameters."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of groups and state."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
-        """Takes over groups and state, or raises and changes nothing."""
-
-
-@runtime_checkable
-class Averager(Protocol):
-    """What follows a local step: an averager of ``localsgd.averagers``, or anything like it."""
-
-    step: int
-
-    def average_parameters(self, params: Any) -> object:
-        """Counts one local step; averages ``params``, a sequence of arenas, when due."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What can be saved and loaded."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
 
 
 class PostLocalSGDOptimizer:
@@ -81,7 +32,10 @@ class PostLocalSGDOptimizer:
     Attributes:
         optim: the inner optimizer.
         averager: the averager; its ``step`` is the only counter.
+        gradients: averages gradients; None if each worker steps with its own.
         buffers: what the model keeps besides its parameters; None if nothing.
+        rate: the learning rate as a function of the step; None leaves it to the loop. May be
+            replaced at any time.
     """
 
     def __init__(
@@ -89,23 +43,29 @@ class PostLocalSGDOptimizer:
         optim: InnerOptimizer,
         averager: Averager,
         *,
+        gradients: GradientStage | None = None,
         state: Policy = "local",
         buffers: Buffers | None = None,
+        rate: Rate | None = None,
     ) -> None:
         """Collective if there is an option.
 
         Args:
             optim: takes the local steps.
             averager: with options, one of ``localsgd.averagers``.
+            gradients: averages gradients before a step, until the averager's warm-up ends or
+                beyond; of the averager's workers.
             state: what every round of any level, and every flush, does to the optimizer's
                 state: "local" leaves it to each worker, "mean" averages it along with the
                 parameters (the steps behind it must then be equally many), "reset" makes the
                 optimizer begin anew.
             buffers: averaged along, each by its rule.
+            rate: sets the learning rate of every step, as in ``localsgd.lr``.
 
         Raises:
             TypeError: if one of them lacks a member that is needed.
-            ValueError: for an optimizer that cannot honour the policy.
+            ValueError: for an optimizer that cannot honour the policy, or a gradient stage of
+                other workers than the averager's.
             MismatchError: on every rank, if options differ or those of another rank are invalid.
         """
         if not isinstance(optim, InnerOptimizer):
@@ -116,18 +76,27 @@ class PostLocalSGDOptimizer:
             )
         self.optim = optim
         self.averager = averager
-        self.buffers = buffers
+        self.gradients, self.buffers, self.rate = gradients, buffers, rate
         self._along: list[Companion] = []
-        if state != "local" or buffers is not None:
-            averager = self._core("state and buffers")
+        if (gradients, state, buffers, rate) != (None, "local", None, None):
+            core = self._core("options")
 
             def prepare() -> list[str]:
                 check_policy(state, optim)
                 if not isinstance(buffers, Buffers | None):
                     raise TypeError(f"buffers must be Buffers, got {buffers!r}")
-                return [f"state={state!r}", f"buffers={buffers!r}"]
+                if not isinstance(rate, Rate | None):
+                    raise TypeError(f"rate must have at(step, initial), got {rate!r}")
+                if not isinstance(gradients, GradientStage | None):
+                    raise TypeError(f"gradients must be a GradientStage, got {gradients!r}")
+                if gradients is not None and gradients.comm is not core.comm:
+                    raise ValueError(
+                        "gradients must be averaged among the averager's workers, got "
+                        f"{gradients.comm!r} and {core.comm!r}"
+                    )
+                return [f"{gradients!r}", f"state={state!r}", f"{buffers!r}", f"{rate!r}"]
 
-            agreed_among(averager.comm, "options", prepare, lambda lines: lines)
+            agreed_among(core.comm, "options", prepare, lambda lines: lines)
             companions = (state_companion(state, optim), buffers)
             self._along = [entry for entry in companions if entry is not None]
 
@@ -141,24 +110,46 @@ class PostLocalSGDOptimizer:
         """The inner optimizer's state, the same object."""
         return self.optim.state
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one local step with the gradients, then averages when due.
+    def step(
+        self, closure: Callable[[], float] | None = None, *, micro_batches: int = 1
+    ) -> float | None:
+        """Averages gradients if that is due, takes one local step, then averages when due.
 
         Collective when due. Gradients are zero afterwards.
 
         Args:
             closure: computes the loss and the gradients first.
+            micro_batches: how many gradients were added up; the step takes their mean.
 
         Returns:
             What ``closure`` returned.
 
         Raises:
-            MismatchError, RankFailure: from the round; the local step is taken by then and the
-                averager has not counted it.
+            MismatchError, RankFailure: from the averages. Those of gradients come before the
+                step; when the round fails the local step is taken, and not counted.
         """
-        loss = self.optim.step() if closure is None else self.optim.step(closure)
+        count = checked_count("micro_batches", micro_batches, at_least=1)
+        self._set_rate()
+        if self.gradients is None and count == 1:
+            loss = self.optim.step() if closure is None else self.optim.step(closure)
+        else:
+            loss = None if closure is None else closure()
+            for arena in self.optim.arenas if count > 1 else ():
+                divide(arena.grad.flat, count)
+            self._step_averaged(skip=False)
         self._count()
         return loss
+
+    def skip_step(self) -> None:
+        """Counts a step without this worker's gradient, which may not be finite. Collective alike.
+
+        Its gradient and the samples recorded for it are thrown away. Where gradients are
+        averaged in this step, the worker takes the step of the others, so that replicas stay
+        equal; if all skip it, and where each worker steps alone, no step is taken.
+        """
+        self._set_rate()
+        self._step_averaged(skip=True)
+        self._count()
 
     def flush(self) -> None:
         """Averages now, as at the end of training; counts no step. Collective."""
@@ -224,6 +215,22 @@ class PostLocalSGDOptimizer:
                 f"{wanted_by} must have an averager of localsgd.averagers, got {self.averager!r}"
             )
         return self.averager
+
+    def _set_rate(self) -> None:
+        if self.rate is not None:
+            apply_rate(self.rate, self.averager.step, self.param_groups)
+
+    def _step_averaged(self, *, skip: bool) -> None:
+        """Takes the step with the averaged gradient, or none if there is no gradient."""
+        goes = not skip
+        if self.gradients is not None:
+            goes = self.gradients.average(self.optim.arenas, self._core("gradients"), skip=skip)
+        elif skip and isinstance(self.averager, ModelAverager):
+            self.averager.take_back_samples()
+        if goes:
+            self.optim.step()
+        else:
+            self.optim.zero_grad()
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""

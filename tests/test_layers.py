@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"localsgd.layout", "localsgd.schedules"},
     {"localsgd.arena"},
     {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
-    {"localsgd.state", "localsgd.buffers"},
+    {"localsgd.state", "localsgd.buffers", "localsgd.gradients", "localsgd.parts"},
     {"localsgd.optimizer"},
     {"localsgd.local_sgd"},
     {"localsgd"},

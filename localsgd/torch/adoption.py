@@ -1,4 +1,4 @@
-"""A whole model in place: parameters, their gradients and buffers as views of shared memory.
+"""A whole model in place: its parameters and buffers as views of shared memory.
 
 Names come from the module, so that ranks whose models differ learn at once which parameter is
 not alike. Every object stays the one it was, at an address that does not change again.
@@ -6,11 +6,11 @@ not alike. Every object stays the one it was, at an address that does not change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from localsgd.buffers import Rule
@@ -24,6 +24,7 @@ Start = Literal["broadcast", "keep"]
 _ADOPTED: WeakKeyDictionary[nn.Module, Adopted] = WeakKeyDictionary()
 
 
+@dataclass(frozen=True)
 class Adopted:
     """What ``adopt`` has given a place.
 
@@ -31,46 +32,11 @@ class Adopted:
         comm: the workers that hold the model.
         params: the parameters that require a gradient.
         buffers: those that have an average, for ``PostLocalSGDOptimizer``; None if there are none.
-        on_gradient: called with each parameter whose gradient has become complete in a backward
-            pass, once the gradient is in place; None for nothing.
     """
 
-    def __init__(self, comm: Communicator, params: Placed, buffers: ModuleBuffers | None) -> None:
-        """Follows the gradients of ``params``, whose arenas must have a buffer for them."""
-        self.comm, self.params, self.buffers = comm, params, buffers
-        self.on_gradient: Callable[[Tensor], None] | None = None
-        self._homes = {id(param): place.gradient() for param, place in params}
-        myself = ref(self)
-
-        def accumulated(param: Tensor) -> None:
-            # Weakly, since a parameter must not keep the memory of a model that is gone.
-            adopted = myself()
-            if adopted is not None:
-                adopted.bring_gradient(param)
-                if adopted.on_gradient is not None:
-                    adopted.on_gradient(param)
-
-        for param, _ in params:
-            # type: torch does not annotate it
-            param.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
-            self.bring_gradient(param)
-
-    def gradient(self, param: Tensor) -> Tensor:
-        """The gradient's memory in the arena, on the host, as a tensor like the parameter."""
-        return self._homes[id(param)]
-
-    def bring_gradient(self, param: Tensor) -> None:
-        """Makes the place hold a parameter's gradient, and the gradient, on the CPU, lie there.
-
-        A gradient that has a graph of its own is left where it is, and so is a sparse one.
-        """
-        found, home = param.grad, self._homes[id(param)]
-        if found is None or found.data_ptr() == home.data_ptr() or found.requires_grad:
-            return
-        if found.layout is torch.strided:
-            home.copy_(found, non_blocking=True)
-            if found.device.type == "cpu":
-                param.grad = home
+    comm: Communicator
+    params: Placed
+    buffers: ModuleBuffers | None
 
 
 def adopt(
@@ -80,12 +46,12 @@ def adopt(
     start: Start = "broadcast",
     rules: Mapping[str, Rule] | None = None,
 ) -> Adopted:
-    """Gives a model's parameters, gradients and buffers their places. Collective.
+    """Gives a model's parameters and buffers their places. Collective.
 
     The parameters that require a gradient and the buffers that have an average move once and then
-    stay: same objects, same memory format, tied weights tied. Gradients come to their place as
-    the backward pass computes them, whether or not they were set to None before it. Once a model
-    has been adopted this returns what it returned then.
+    stay: same objects, same memory format, tied weights tied. Gradients get places from a
+    ``GradientStage``, which alone needs them there. Once a model has been adopted this returns
+    what it returned then.
 
     Args:
         model: alike on all ranks in names, shapes, dtypes and memory formats.
@@ -111,9 +77,7 @@ def adopt(
         if known.comm is not comm:
             raise ValueError(f"model must have been adopted by {comm}, got one of {known.comm}")
         return known
-    params = placed(lambda: _trainable(model), comm, grad=True)
-    for arena in params.whole_arenas:
-        arena.add_grad()
+    params = placed(lambda: _trainable(model), comm)
     if start == "broadcast":
         params.bring()
         for arena in params.arenas:

@@ -12,21 +12,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+from weakref import WeakSet, ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from localsgd import averagers as core
 from localsgd.agreement import agreed
 from localsgd.checks import checked_count
+from localsgd.comm import NoWeight
 from localsgd.comm.base import Array, Communicator, Request
-from localsgd.torch.adoption import Adopted, adopt
+from localsgd.gradients import warmup_of
+from localsgd.torch.adoption import adopt
+from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.groups import of_host
-from localsgd.torch.places import wait_for_devices
+from localsgd.torch.places import Placed, wait_for_devices
 
 After = Literal["host", "none"]
+
+_STAGED: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass
@@ -52,58 +59,68 @@ class GradientStage:
     After ``loss.backward()`` the gradients are the means, so clipping and a ``GradScaler`` see
     what they see under DDP: in the warm-up all ranks find the same infinities and leave out the
     same steps. A parameter that no worker used in a pass keeps no gradient; one that some did not
-    use counts as zero there.
+    use counts as zero there. Every worker weighs what it recorded for the step before the pass
+    (``record_samples``), or all the same.
 
     Attributes:
-        averager: whose step and warm-up decide; any with ``step`` and ``warmup_steps``.
         after: what happens after the warm-up.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        averager: Any,
+        averager: CoreAverager | core.ModelAverager,
         *,
         after: After = "none",
-        block_bytes: int = 8 << 20,
+        block_bytes: int = 25 << 20,
     ) -> None:
         """Adopts the model, for the averager's workers, and follows its passes. Collective.
 
         Args:
-            model: as in ``adopt``.
-            averager: of ``localsgd.torch`` or the core.
+            model: as in ``adopt``; one stage each.
+            averager: whose step and warm-up decide.
             after: "host" averages over the workers of each host, "none" nothing.
             block_bytes: about how much memory is reduced at a time.
 
         Raises:
-            TypeError, ValueError: for an invalid argument; tied weights that are two parameters.
+            TypeError, ValueError: for an invalid argument, or a second stage of a model.
             MismatchError: on every rank, if arguments or models differ.
         """
-        comm: Communicator = averager.comm
+        averager = averager.averager if isinstance(averager, CoreAverager) else averager
+        comm = averager.comm
 
-        def prepare() -> None:
+        def prepare() -> list[str]:
             if after not in get_args(After):
                 raise ValueError(f"after must be one of {get_args(After)}, got {after!r}")
             checked_count("block_bytes", block_bytes, at_least=1)
+            if model in _STAGED:
+                raise ValueError("model must have one gradient stage, got one that has")
+            return [f"after {after}, blocks of {block_bytes} bytes"]
 
-        agreed(comm, "gradient stages", prepare, lambda _: [f"after {after}, {block_bytes} bytes"])
-        self.averager, self.after = averager, after
-        self._model, self._adopted = model, adopt(model, comm)
+        agreed(comm, "gradient stages", prepare, lambda lines: lines)
+        self.after, self._comm, self._averager = after, comm, averager
         self._nearby = of_host(comm) if after == "host" else None
-        self._blocks = _blocks(self._adopted, block_bytes)
+        params = adopt(model, comm).params
+        for arena in params.whole_arenas:
+            arena.add_grad()
+        self._model = ref(model)
+        self._homes = {id(param): place.gradient() for param, place in params}
+        self._blocks = _blocks(params, block_bytes)
         self._block_of = {id(param): block for block in self._blocks for param in block.params}
-        self._used = np.zeros(len(self._block_of), np.int32)
-        self._begun = 0
+        self._used = np.zeros(len(self._homes), np.int32)
         self._synchronising = True
+        # Of the pass that goes on: its number, the blocks begun, and this worker's weight.
         self._pass: int | None = None
-        self._adopted.on_gradient = self._completed
+        self._begun, self._weight = 0, 1.0
+        for param, _ in params:
+            # type: torch does not annotate it
+            param.register_post_accumulate_grad_hook(self._completed)  # type: ignore[no-untyped-call]
+        _STAGED.add(model)
 
     @property
     def group(self) -> Communicator | None:
         """The workers that average the gradients of the next step; None for nobody."""
-        if self.averager.step < self.averager.warmup_steps:
-            return self._adopted.comm
-        return self._nearby
+        return self._comm if self._averager.step < warmup_of(self._averager) else self._nearby
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -114,103 +131,124 @@ class GradientStage:
         finally:
             self._synchronising = before
 
-    def average(self, weight: float = 1.0) -> None:
+    def average(self, *, skip: bool = False) -> bool:
         """Averages the gradients that there are, now; a pass outside of ``no_sync`` does it itself.
 
-        Collective if ``group`` is not None.
+        Collective if ``group`` is not None. For clipping this rank's own gradient first.
 
         Args:
-            weight: this worker's; 0 takes the mean of the others.
+            skip: whether this worker's own gradients are to be thrown away.
+
+        Returns:
+            Whether there is a step to take: not if all workers of the group skip it.
 
         Raises:
-            ValueError: if a parameter requires a gradient that did not when the model was adopted.
+            TypeError: for a gradient that is not dense.
+            ValueError: if a parameter requires a gradient that did not when the stage was made.
             MismatchError, RankFailure: from the reductions.
         """
         group = self.group
-        begun = 0 if self._pass is None else self._begun
-        self._pass = None
+        if skip:
+            self._averager.take_back_samples()
         if group is None:
-            return
+            return not skip
+        if self._pass is None:
+            self._begin_pass()
+        self._weight = 0.0 if skip else self._weight
+        self._pass = None
         self._check_trainable()
-        self._note_used(weight)
-        for block in self._blocks[begun:]:
-            self._begin(block, group, weight)
+        params = [param for block in self._blocks for param in block.params]
+        self._used[:] = [param.grad is not None and not skip for param in params]
+        for block in self._blocks[self._begun :]:
+            self._begin(block, group)
+        try:
+            for block in self._blocks:
+                assert block.request is not None
+                block.request.wait()
+        except NoWeight:
+            return False
         group.allreduce(self._used, "max", label="gradients that are used")
-        self._end()
+        for param, used in zip(params, self._used.tolist(), strict=True):
+            _give(param, self._homes[id(param)] if used else None)
+        wait_for_devices(params)
+        if group is self._comm:
+            self._averager.forget_samples()
+        return True
+
+    def _begin_pass(self) -> None:
+        samples = self._averager.samples_of_step
+        self._begun, self._weight = 0, 1.0 if samples is None else float(samples)
+        for block in self._blocks:
+            block.missing = {id(param) for param in block.params}
+
+    def _end_pass(self) -> None:
+        self.average()
 
     def _completed(self, param: Tensor) -> None:
-        """Takes note of a gradient in place; begins the blocks that are complete, in order."""
+        """Takes note of a gradient that is complete; begins those blocks that are, in order."""
         group = self.group if self._synchronising else None
         if group is None:
             return
-        task = torch._C._current_graph_task_id()
-        if self._pass not in (None, task):
+        number = torch._C._current_graph_task_id()
+        if self._pass not in (None, number):
             self._pass = None
             raise RuntimeError(
                 "a backward pass must end before another begins, got one that failed or that "
                 "holds another, as under checkpoint(use_reentrant=True)"
             )
         if self._pass is None:
-            self._pass, self._begun = task, 0
-            for block in self._blocks:
-                block.missing = {id(member) for member in block.params}
-            Variable._execution_engine.queue_callback(self.average)
+            self._pass = number
+            self._begin_pass()
+            Variable._execution_engine.queue_callback(self._end_pass)
+        self._bring(param)
         self._block_of[id(param)].missing.discard(id(param))
         while self._begun < len(self._blocks) and not self._blocks[self._begun].missing:
-            self._begin(self._blocks[self._begun], group, 1.0)
+            self._begin(self._blocks[self._begun], group)
             self._begun += 1
 
-    def _begin(self, block: _Block, group: Communicator, weight: float) -> None:
+    def _begin(self, block: _Block, group: Communicator) -> None:
+        """Reduces a block in the background, which a worker of weight 0 only takes from."""
         for param in block.params:
-            if param.grad is None or not weight:
-                self._adopted.gradient(param).zero_()
+            if param.grad is None:
+                self._homes[id(param)].zero_()
             else:
-                self._adopted.bring_gradient(param)
+                self._bring(param)
         wait_for_devices(block.params)
-        label = f"gradients of step {self.averager.step + 1}"
+        label, weight = f"gradients of step {self._averager.step + 1}", self._weight
 
         def reduce(comm: Communicator) -> None:
             comm.allreduce(block.memory, "mean", weight=weight, label=label)
 
         block.request = group.start(reduce)
 
-    def _note_used(self, weight: float) -> None:
-        params = (param for block in self._blocks for param in block.params)
-        for index, param in enumerate(params):
-            self._used[index] = param.grad is not None and weight > 0
-
-    def _end(self) -> None:
-        params = []
-        for block in self._blocks:
-            assert block.request is not None
-            block.request.wait()
-            block.request = None
-            params += block.params
-        for param, used in zip(params, self._used.tolist(), strict=True):
-            if used:
-                _take(param, self._adopted.gradient(param))
-            else:
-                param.grad = None
-        wait_for_devices(params)
+    def _bring(self, param: Tensor) -> None:
+        """Makes the home hold the gradient, and the gradient, on the CPU, lie there."""
+        found, home = param.grad, self._homes[id(param)]
+        assert found is not None
+        if found.layout is not torch.strided:
+            raise TypeError(f"gradients must be dense to be averaged, got one of {found.layout}")
+        if found.data_ptr() != home.data_ptr():
+            home.copy_(found.detach(), non_blocking=True)
+            if found.device.type == "cpu":
+                param.grad = home
 
     def _check_trainable(self) -> None:
-        for name, param in self._model.named_parameters():
-            if param.requires_grad and id(param) not in self._block_of:
+        model = self._model()
+        for name, param in () if model is None else model.named_parameters():
+            if param.requires_grad and id(param) not in self._homes:
                 raise ValueError(
                     f"parameter {name!r} must require a gradient when the stage is made, got one "
                     "that came to require it later"
                 )
 
 
-def _blocks(adopted: Adopted, block_bytes: int) -> list[_Block]:
+def _blocks(params: Placed, block_bytes: int) -> list[_Block]:
     """All gradients in blocks, those of the last parameters first."""
-    order = {id(param): number for number, (param, _) in enumerate(adopted.params)}
+    order = {id(param): number for number, (param, _) in enumerate(params)}
     blocks: list[_Block] = []
-    for arena in adopted.params.whole_arenas:
+    for arena in params.whole_arenas:
         placed = [
-            (arena.slice_of(place.name), param)
-            for param, place in adopted.params
-            if place.arena is arena
+            (arena.slice_of(place.name), param) for param, place in params if place.arena is arena
         ]
         placed.sort(key=lambda entry: entry[0].start)
         end, limit = -1, block_bytes // arena.dtype.itemsize
@@ -225,9 +263,9 @@ def _blocks(adopted: Adopted, block_bytes: int) -> list[_Block]:
     return sorted(blocks, key=lambda block: -max(order[id(param)] for param in block.params))
 
 
-def _take(param: Tensor, home: Tensor) -> None:
-    """Makes a gradient what its place holds."""
-    if param.device.type == "cpu":
+def _give(param: Tensor, home: Tensor | None) -> None:
+    """Makes a parameter's gradient what its home holds; None for no gradient."""
+    if home is None or param.device.type == "cpu":
         param.grad = home
     elif param.grad is None:
         param.grad = home.to(param.device, non_blocking=True)

@@ -21,7 +21,7 @@ from localsgd.agreement import agreed
 from localsgd.averagers.along import Companion
 from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER
-from localsgd.optimizer import Averager, Stateful
+from localsgd.parts import Averager, Stateful
 from localsgd.state import Policy
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.buffers import ModuleBuffers
@@ -139,13 +139,16 @@ class PostLocalSGDOptimizer(Optimizer):
         """Counts a step that this rank does not take, so that it stays in step with the others.
 
         Collective when due, and when gradients are averaged: this rank then gives none, takes
-        the others' mean and the same step, so that replicas stay equal. For a loop that leaves
+        the others' mean and the same step, so that replicas stay equal. The samples recorded
+        for the step are taken back. For a loop that leaves
         out steps by itself; a ``GradScaler``'s are counted already.
         """
         self.optim.zero_grad()
-        if self.gradients is not None and self.gradients.group is not None:
-            self.gradients.average(weight=0.0)
-            self.optim.step()
+        if self.gradients is not None:
+            if self.gradients.average(skip=True):
+                self.optim.step()
+        elif isinstance(self.averager, CoreAverager):
+            self.averager.averager.take_back_samples()
         self._count()
 
     def flush(self) -> None:

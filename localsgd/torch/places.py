@@ -137,7 +137,6 @@ def placed(
     known: Placed | None = None,
     *,
     among: Communicator | None = None,
-    grad: bool = False,
 ) -> Placed:
     """The arenas of some tensors; those without a place get one, keeping their values.
 
@@ -149,7 +148,6 @@ def placed(
         known: what this returned last; spares the work if nothing has changed.
         among: the workers that agree, if nothing has; else all of ``comm`` must. So a group that
             meets more often than all do does not wait for the others.
-        grad: whether arenas that are made have a buffer for gradients.
 
     Raises:
         TypeError, ValueError: if this rank's tensors cannot be placed (``check_tensor``).
@@ -173,7 +171,7 @@ def placed(
         return choice.known
     if among not in (None, comm):
         agreed(comm, "parameters", lambda: choice, lambda made: made.lines)
-    _give_places(choice.tied, comm, grad)
+    _give_places(choice.tied, comm)
     return Placed({name: same[0] for name, same in choice.tied.items()})
 
 
@@ -217,7 +215,7 @@ def _lines(tensors: Mapping[str, Tensor]) -> list[str]:
     return lines
 
 
-def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator, grad: bool) -> None:
+def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator) -> None:
     by_dtype: dict[Any, dict[str, Form]] = {}
     for name, tensors in tied.items():
         if place_of(tensors[0]) is None:
@@ -225,7 +223,7 @@ def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator, grad:
             by_dtype.setdefault(form.array_dtype, {})[name] = form
     for forms in by_dtype.values():
         values = {name: form.array(tied[name][0].cpu()) for name, form in forms.items()}
-        arena = Arena(values, comm, start="keep", grad=grad)
+        arena = Arena(values, comm, start="keep", grad=False)
         if any(tied[name][0].device.type != "cpu" for name in forms):
             pin(arena.flat)
         for name, form in forms.items():

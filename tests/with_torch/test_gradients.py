@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -141,13 +143,13 @@ def test_micro_batches_add_up_before_and_after_averaging() -> None:
     assert run_threads(2, body) == [[3.0, 4.5, 3.0, 4.5]] * 2
 
 
-def test_a_worker_of_weight_0_takes_the_mean_of_the_others() -> None:
+def test_a_worker_that_skips_takes_the_mean_of_the_others() -> None:
     def body(comm: Any) -> Any:
         model = Scaled()
         stage = ours.GradientStage(model, averager_of(comm))
         with stage.no_sync():
             model(1.0 + comm.rank).backward()
-        stage.average(weight=float(comm.rank != 0))
+        assert stage.average(skip=comm.rank == 0)
         return model.gradients()
 
     assert run_threads(3, body) == [[2.5] * 3] * 3
@@ -266,6 +268,43 @@ def test_passes_within_passes_are_refused() -> None:
                 loss.backward()
         else:
             loss.backward()
+
+
+def test_a_step_that_all_leave_out_is_none() -> None:
+    """Nobody steps, nobody hangs, all count; the samples of the step are taken back."""
+
+    def body(comm: Any) -> Any:
+        model, averager = Scaled(), averager_of(comm)
+        stage = ours.GradientStage(model, averager)
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer = ours.PostLocalSGDOptimizer(inner, averager, gradients=stage)
+        averager.record_samples(3)
+        optimizer.skip_step()
+        averager.record_samples(1 + 2 * comm.rank)
+        model(1.0 + comm.rank).backward()
+        optimizer.step()
+        return model.a.tolist(), averager.step
+
+    # Weights 1 and 3: (1 + 3 * 2) / 4.
+    assert run_threads(2, body) == [([-1.75] * 3, 2)] * 2
+
+
+def test_gradients_that_are_not_dense_are_refused() -> None:
+    model = nn.Embedding(3, 2, sparse=True)
+    ours.GradientStage(model, averager_of(solo()))
+    with pytest.raises(TypeError, match="must be dense"):
+        model(torch.tensor([1])).sum().backward()
+
+
+def test_a_model_has_one_stage_and_takes_it_along_when_it_goes() -> None:
+    model = Scaled()
+    stage = weakref.ref(ours.GradientStage(model, averager_of(solo())))
+    assert stage() is not None
+    with pytest.raises(ValueError, match="one gradient stage"):
+        ours.GradientStage(model, averager_of(solo()))
+    del model
+    gc.collect()
+    assert stage() is None
 
 
 @pytest.mark.parametrize(
