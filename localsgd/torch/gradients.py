@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from localsgd.torch.places import Placed, wait_for_devices
 
 After = Literal["host", "none"]
 
-_STAGED: WeakSet[nn.Module] = WeakSet()
+_STAGES: WeakKeyDictionary[nn.Module, GradientStage] = WeakKeyDictionary()
 
 
 @dataclass
@@ -93,7 +93,7 @@ class GradientStage:
             if after not in get_args(After):
                 raise ValueError(f"after must be one of {get_args(After)}, got {after!r}")
             checked_count("block_bytes", block_bytes, at_least=1)
-            if model in _STAGED:
+            if model in _STAGES:
                 raise ValueError("model must have one gradient stage, got one that has")
             return [f"after {after}, blocks of {block_bytes} bytes"]
 
@@ -112,10 +112,18 @@ class GradientStage:
         # Of the pass that goes on: its number, the blocks begun, and this worker's weight.
         self._pass: int | None = None
         self._begun, self._weight = 0, 1.0
+        _STAGES[model] = self
+        # Weakly: torch's hooks are roots to the garbage collector, and the stage has the parameters.
+        myself = ref(self)
+
+        def completed(param: Tensor) -> None:
+            stage = myself()
+            if stage is not None:
+                stage._completed(param)
+
         for param, _ in params:
             # type: torch does not annotate it
-            param.register_post_accumulate_grad_hook(self._completed)  # type: ignore[no-untyped-call]
-        _STAGED.add(model)
+            param.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
 
     @property
     def group(self) -> Communicator | None:
