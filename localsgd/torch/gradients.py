@@ -113,7 +113,8 @@ class GradientStage:
         self._pass: int | None = None
         self._begun, self._weight = 0, 1.0
         _STAGES[model] = self
-        # Weakly: torch's hooks are roots to the garbage collector, and the stage has the parameters.
+        # Weakly: the collector of garbage does not see through torch's hooks, and the stage has the
+        # parameters.
         myself = ref(self)
 
         def completed(param: Tensor) -> None:
