@@ -5,7 +5,7 @@ SIZES := 1 2 3 4 6
 LIMIT := timeout --kill-after=10 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch check bench bench-hosts clean $(SIZES:%=test-%) test-single
+.PHONY: help demo test test-torch check bench bench-torch bench-hosts clean $(SIZES:%=test-%) test-single
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ help: ## List the targets
 demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous against local SGD
 	.venv/bin/localsgd run -n 4 examples/digits.py
 
-test: test-single $(SIZES:%=test-%) ## Everything: one process, then every size on both MPIs
+test: test-single $(SIZES:%=test-%) test-torch ## Everything: one process, every size on both MPIs, and torch
 
 test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q
@@ -23,7 +23,7 @@ $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi tests/conformance
 	$(LIMIT) .venv-mpich/bin/localsgd run -n $* -- .venv-mpich/bin/pytest -q --with-mpi tests/conformance
 
-test-torch: .venv-bench/ready ## Compare with torch, in an environment that has it
+test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the oracle, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
 
 check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
@@ -34,6 +34,9 @@ check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
 
 bench: .venv-bench/ready .venv-mpich/ready ## Measure everything; rewrites benchmarks/README.md
 	.venv-bench/bin/python -m benchmarks
+
+bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own classes
+	.venv-bench/bin/python -m benchmarks torch_step torch_average torch_idle torch_sync
 
 bench-hosts: .venv-bench/ready .venv-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_limit hosts_peers overlap

@@ -26,6 +26,10 @@ SCRIPTS = (
     "extra_memory",
     "idle_step",
     "inner",
+    "torch_step",
+    "torch_average",
+    "torch_idle",
+    "torch_sync",
 )
 
 

@@ -9,8 +9,10 @@ Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13).
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +32,7 @@ from localsgd.torch.sharded import check_optimizer
 from localsgd.torch.state import check_policy, state_companion
 
 _STEP = "averager_step"
+_CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -269,15 +272,17 @@ class PostLocalSGDOptimizer(Optimizer):
         return [param.grad for param in params if param.grad is not None]
 
     def _makes_state(self) -> bool:
-        """Whether a step served to create the optimizer's state and moved nothing.
+        """Whether torch.distributed.checkpoint takes this step, which moves nothing.
 
-        torch.distributed.checkpoint takes one with learning rate and gradients 0 before it saves
-        or loads; it is no step of training and is not counted.
+        It takes one with learning rate and gradients 0, to make the optimizer create its state
+        before it saves or loads; that is no step of training and is not counted.
         """
         if any(group.get("lr", 1) != 0 for group in self.param_groups):
             return False
-        gradients = self._gradients()
-        return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_globals.get("__name__") != _CHECKPOINT:
+            frame = frame.f_back
+        return frame is not None
 
 
 def _companions(

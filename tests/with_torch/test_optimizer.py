@@ -416,6 +416,20 @@ def test_distributed_checkpoints_keep_state_and_counter() -> None:
     assert run_ranks(2, body) == [(3, True, 0.1)] * 2
 
 
+def test_a_step_that_moves_nothing_is_counted() -> None:
+    """A warm-up of the learning rate begins at 0, and gradients may be 0 on one rank."""
+
+    def body(comm: Any) -> Any:
+        param = Parameter(torch.full((1,), float(comm.rank)))
+        averager = ours.PeriodicModelAverager(4, 0, comm)
+        optimizer = ours.PostLocalSGDOptimizer(torch.optim.SGD([param], lr=0.0), averager)
+        param.grad = torch.full((1,), float(comm.rank))
+        optimizer.step()
+        return param.item(), averager.step
+
+    assert run_threads(2, body) == [(0.5, 1)] * 2
+
+
 class Counter:
     """Somebody's own averager."""
 

@@ -1,0 +1,39 @@
+"""``test_any_size.py`` passes on ranks that mpirun, and that torchrun, has started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BODIES = Path(__file__).with_name("test_any_size.py")
+
+
+def passes(launch: list[str], ranks: int, **env: str) -> None:
+    words = [*launch, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(BODIES)]
+    ended = subprocess.run(
+        words,
+        cwd=BODIES.parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LOCALSGD_TEST_RANKS": str(ranks), **env},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("hosts", ["2", "2+1", "4"])
+def test_under_mpirun(hosts: str) -> None:
+    ranks = sum(map(int, hosts.split("+")))
+    launch = [sys.executable, "-m", "localsgd.cli", "run", "-n", str(ranks), "--", sys.executable]
+    passes(launch, ranks, LOCALSGD_HOSTS=hosts)
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_under_torchrun(ranks: int) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    passes([sys.executable, *launch], ranks)
