@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,22 @@ _STRIP = 1024
 Mean: TypeAlias = Callable[[tuple[Array, ...], Array, Any, bool, tuple[Array, ...]], None]
 
 
+Loop = TypeVar("Loop", bound=Callable[..., None])
+
+
+def compiled(loop: Loop) -> Loop | None:
+    """The function as machine code, compiled at its first call for the types given; or None.
+
+    Bits stay, since nothing is reordered or fused, and a division by zero is what numpy makes
+    of it. It runs without the interpreter's lock.
+    """
+    if find_spec("numba") is None:
+        return None
+    import numba
+
+    return numba.njit(loop, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+
+
 @lru_cache(maxsize=1)
 def compiled_mean() -> Mean | None:
     """``mean(parts, weights, total, by_division, outs)``, or None without numba.
@@ -32,12 +48,7 @@ def compiled_mean() -> Mean | None:
     ``weights``, of the same dtype and shape ``(len(parts),)``. ``total`` is the divisor, or its
     reciprocal unless ``by_division``.
     """
-    if find_spec("numba") is None:
-        return None
-    import numba
-
-    kernel: Mean = numba.njit(_mean, nogil=True)
-    return kernel
+    return compiled(_mean)
 
 
 def _mean(
