@@ -7,6 +7,7 @@ from localsgd.torch.averagers import (
     PeriodicModelAverager,
 )
 from localsgd.torch.groups import communicator, world
+from localsgd.torch.hook import PostLocalSGDState, post_localSGD_hook
 from localsgd.torch.optimizer import PostLocalSGDOptimizer
 from localsgd.torch.selecting import (
     average_parameters,
@@ -20,9 +21,11 @@ __all__ = [
     "ModelAverager",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
+    "PostLocalSGDState",
     "average_parameters",
     "average_parameters_or_parameter_groups",
     "communicator",
     "get_params_to_average",
+    "post_localSGD_hook",
     "world",
 ]

@@ -6,7 +6,7 @@ communicators, or a group of torch.distributed. All become a communicator here a
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -49,15 +49,30 @@ def communicator(process_group: ProcessGroup) -> Communicator:
     Raises:
         TypeError: for anything else.
     """
+    if not has_this_rank(process_group):
+        return NON_MEMBER
     if process_group is None:
         return world()
+    if isinstance(process_group, dist.ProcessGroup):
+        return _connected(process_group)
+    return cast(Communicator, process_group)
+
+
+def has_this_rank(process_group: ProcessGroup) -> bool:
+    """Whether this rank belongs to the workers that a ``process_group`` means; not collective.
+
+    Raises:
+        TypeError: for anything that is no ``process_group``.
+    """
+    if process_group is None:
+        return True
     if isinstance(process_group, int | NonMember):
         if process_group in (NON_MEMBER, dist.GroupMember.NON_GROUP_MEMBER):
-            return NON_MEMBER
-    elif isinstance(process_group, dist.ProcessGroup):
-        return _connected(process_group)
-    elif hasattr(process_group, "collect") and hasattr(process_group, "allreduce"):
-        return process_group
+            return False
+    elif isinstance(process_group, dist.ProcessGroup) or (
+        hasattr(process_group, "collect") and hasattr(process_group, "allreduce")
+    ):
+        return True
     raise TypeError(
         "process_group must be None, a communicator of localsgd or a group of "
         f"torch.distributed, got {process_group!r}"
