@@ -57,7 +57,7 @@ CONTEXT = 16
 EMBEDDING = 16
 HIDDEN = 256
 GLOBAL_BATCH = 256
-LEARNING_RATE = 0.4
+LEARNING_RATE = 0.3
 HELD_OUT_SAMPLES = 8_192
 EVALUATIONS = 16
 
@@ -234,7 +234,7 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Local SGD on a language model of characters.")
     parser.add_argument("--threads", type=int, help="workers as threads of this process")
-    parser.add_argument("--steps", type=int, default=4_096, help="a multiple of 64")
+    parser.add_argument("--steps", type=int, default=16_384, help="a multiple of 64")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, default=Path("out/chars.png"))
     arguments = parser.parse_args()

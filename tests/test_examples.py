@@ -82,17 +82,25 @@ def run(*arguments: str) -> str:
     return ended.stdout
 
 
+LAUNCHER = ("-m", "localsgd.cli", "run", "-n", "2")
+
+
 @pytest.mark.parametrize(
-    ("example", "brief"), [("chars", ["--steps", "64"]), ("digits", ["--epochs", "1"])]
+    "words",
+    [
+        (str(EXAMPLES / "digits.py"), "--threads", "2", "--epochs", "1"),
+        (str(EXAMPLES / "chars.py"), "--threads", "2", "--steps", "64"),
+        (*LAUNCHER, str(EXAMPLES / "chars.py"), "--steps", "64"),
+    ],
+    ids=["digits-threads", "chars-threads", "chars-mpirun"],
 )
-def test_a_short_run_on_threads_shows_a_table_and_draws_a_picture(
-    example: str, brief: list[str], tmp_path: Path
+def test_a_short_run_shows_a_table_and_draws_a_picture(
+    words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The runs check themselves that the bytes counted equal the closed form."""
+    """The runs themselves check that the bytes counted equal the closed form."""
     picture = tmp_path / "made" / "curves.png"
-    script = str(EXAMPLES / f"{example}.py")
-    output = run(script, "--threads", "2", *brief, "--seeds", "1", "--picture", str(picture))
-    assert "The bytes moved equal the closed form." in output
+    output = run(*words, "--seeds", "1", "--picture", str(picture))
+    assert output.count("The bytes moved equal the closed form.") == 1
     for way in ("synchronous", "period 4", "period 16", "period 64"):
         assert way in output
     assert picture.read_bytes().startswith(b"\x89PNG")
