@@ -19,6 +19,8 @@ from .base import Array
 LARGE_BYTES = 1 << 20
 # So many numbers at a time, which stay in the first-level cache.
 _STRIP = 1024
+# Of more arrays the compiler does not find out whether they overlap, and does one number at a time.
+_MOST_AT_ONCE = 16
 
 Mean: TypeAlias = Callable[[tuple[Array, ...], Array, Any, bool, tuple[Array, ...]], None]
 
@@ -37,6 +39,31 @@ def compiled(loop: Loop) -> Loop | None:
     import numba
 
     return numba.njit(loop, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+
+
+@lru_cache
+def mean_in_place(count: int, by_division: bool) -> Callable[..., None] | None:
+    """``mean(*parts, *weights, total)`` for so many parts, which all become their mean; or None.
+
+    The parts have one shape ``(n,)`` and dtype, float32 or float64; of that dtype are the weights,
+    one for each part but the first, and ``total``, as for ``compiled_mean``. One loop reads and
+    writes every part once: a third faster than strips, which fetch each part by fits and starts.
+    """
+    if not 2 <= count <= _MOST_AT_ONCE:
+        return None
+    parts, weights = ([f"{letter}{index}" for index in range(count)] for letter in "pw")
+    others = list(zip(parts, weights, strict=True))[1:]
+    source = f"""
+def mean({", ".join(parts)}, {", ".join(weights[1:])}, total):
+    for i in range(p0.size):
+        first = p0[i]
+        shift = {" + ".join(f"(first - {part}[i]) * {weight}" for part, weight in others)}
+        result = first - shift {"/" if by_division else "*"} total
+        {" = ".join(f"{part}[i]" for part in parts)} = result
+"""
+    names: dict[str, Callable[..., None]] = {}
+    exec(source, names)
+    return compiled(names["mean"])
 
 
 @lru_cache(maxsize=1)
