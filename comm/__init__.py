@@ -3,7 +3,7 @@
 from .base import Communicator, Op, Request, Traffic, Update
 from .bootstrap import connect
 from .codecs import BFLOAT16, FLOAT16, Cast, Codec
-from .errors import MismatchError, RankFailure
+from .errors import MismatchError, NoWeight, RankFailure
 from .nonmember import NON_MEMBER, NonMember
 from .solo import solo
 from .start import world
@@ -18,6 +18,7 @@ __all__ = [
     "Codec",
     "Communicator",
     "MismatchError",
+    "NoWeight",
     "NonMember",
     "Op",
     "RankFailure",

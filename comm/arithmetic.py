@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .base import Array, Op
 from .compiled import compiled_mean, mean_in_place
+from .errors import NoWeight
 
 FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 INTEGERS = tuple(
@@ -44,7 +45,7 @@ def scaled_weights(weights: Sequence[float]) -> list[float]:
     """
     positive = [weight for weight in weights if weight > 0]
     if not positive:
-        raise ValueError(f"one rank's weight must be above 0, got 0 on all {len(weights)} ranks")
+        raise NoWeight(f"one rank's weight must be above 0, got 0 on all {len(weights)} ranks")
     if min(positive) == max(positive):
         return [1.0 if weight > 0 else 0.0 for weight in weights]
     _, exponent = math.frexp(max(positive))

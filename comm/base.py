@@ -171,6 +171,7 @@ class Communicator(Protocol):
 
         Raises:
             MismatchError, RankFailure, ValueError, TypeError.
+            NoWeight: a ValueError, on every rank, if the weights sum to 0.
         """
 
     def reduce_scatter(

@@ -13,6 +13,10 @@ class MismatchError(ValueError):
     """The ranks of a group called, or hold, different things where they must be equal."""
 
 
+class NoWeight(ValueError):
+    """Every rank of the group gave weight 0, so there is no mean; nothing has changed."""
+
+
 class RankFailure(RuntimeError):
     """A peer died, raised, left, or stayed silent for longer than the deadline.
 

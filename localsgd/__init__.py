@@ -8,6 +8,7 @@ from localsgd.averagers import (
     PeriodicModelAverager,
     average_parameters,
 )
+from localsgd.buffers import Buffers, Variance
 from localsgd.comm import (
     NON_MEMBER,
     Communicator,
@@ -20,15 +21,19 @@ from localsgd.comm import (
     world,
 )
 from localsgd.data import ShardSampler
-from localsgd.optimizer import LocalSGD, PostLocalSGDOptimizer
+from localsgd.gradients import GradientStage
+from localsgd.local_sgd import LocalSGD
+from localsgd.optimizer import PostLocalSGDOptimizer
 from localsgd.schedules import Schedule, aligned, every, post_local, when
 from localsgd.streams import RandomStreams
 
 __all__ = [
     "NON_MEMBER",
     "Arena",
+    "Buffers",
     "Communicator",
     "FlatArrays",
+    "GradientStage",
     "HierarchicalModelAverager",
     "LocalSGD",
     "MismatchError",
@@ -42,6 +47,7 @@ __all__ = [
     "Subset",
     "Topology",
     "Traffic",
+    "Variance",
     "aligned",
     "average_parameters",
     "every",

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.base import Communicator
 from localsgd.comm.errors import MismatchError, name_ranks
 
@@ -53,6 +54,13 @@ def agreed(
             f"{what} must be equal on every rank, got {first_difference(comm.collect(described))}"
         )
     return value
+
+
+def agreed_among(
+    comm: Communicator, what: str, prepare: Callable[[], T], lines: Callable[[T], Sequence[str]]
+) -> T:
+    """``agreed`` among the members of a group; a worker outside has nobody to agree with."""
+    return prepare() if comm is NON_MEMBER else agreed(comm, what, prepare, lines)
 
 
 def first_difference(lists: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """One object to step: the local step, then whatever the averager does after it.
 
-The wrapper holds nothing but the two. Groups and state are read through to the inner
+The wrapper holds nothing but its parts. Groups and state are read through to the inner
 optimizer, and the step is the averager's, so there is one owner of everything.
 
 Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13), whose members and state
@@ -11,65 +11,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
-from localsgd.arena import Arena
-from localsgd.averagers.base import ModelAverager, agreed_schedule
+from localsgd.agreement import agreed_among
+from localsgd.averagers.along import Companion
+from localsgd.averagers.base import ModelAverager
+from localsgd.buffers import Buffers
 from localsgd.checks import caller_level, checked_count
-from localsgd.comm import world
-from localsgd.comm.base import Array, Communicator
-from localsgd.schedules import every
-
-
-@runtime_checkable
-class InnerOptimizer(Protocol):
-    """What takes the local steps: an optimizer of ``localsgd.optim``, or one like it."""
-
-    @property
-    def arenas(self) -> Sequence[Arena]:
-        """The arenas that hold the parameters."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups."""
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """The state of every parameter."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step; returns the loss that ``closure`` returned."""
-
-    def zero_grad(self) -> None:
-        """Sets the gradients to zero."""
-
-    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Trains further parameters."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of groups and state."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
-        """Takes over groups and state, or raises and changes nothing."""
-
-
-@runtime_checkable
-class Averager(Protocol):
-    """What follows a local step: an averager of ``localsgd.averagers``, or anything like it."""
-
-    step: int
-
-    def average_parameters(self, params: Any) -> object:
-        """Counts one local step; averages ``params``, a sequence of arenas, when due."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What can be saved and loaded."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
+from localsgd.comm import NON_MEMBER
+from localsgd.gradients import GradientStage, divide
+from localsgd.lr import Rate, apply_rate
+from localsgd.parts import Averager, InnerOptimizer, Stateful
+from localsgd.state import Policy, check_policy, state_companion
 
 
 class PostLocalSGDOptimizer:
@@ -78,13 +32,41 @@ class PostLocalSGDOptimizer:
     Attributes:
         optim: the inner optimizer.
         averager: the averager; its ``step`` is the only counter.
+        gradients: averages gradients; None if each worker steps with its own.
+        buffers: what the model keeps besides its parameters; None if nothing.
+        rate: the learning rate as a function of the step; None leaves it to the loop. May be
+            replaced at any time.
     """
 
-    def __init__(self, optim: InnerOptimizer, averager: Averager) -> None:
-        """Takes both as they are; not collective.
+    def __init__(
+        self,
+        optim: InnerOptimizer,
+        averager: Averager,
+        *,
+        gradients: GradientStage | None = None,
+        state: Policy = "local",
+        buffers: Buffers | None = None,
+        rate: Rate | None = None,
+    ) -> None:
+        """Collective if there is an option.
+
+        Args:
+            optim: takes the local steps.
+            averager: with options, one of ``localsgd.averagers``.
+            gradients: averages gradients before a step, until the averager's warm-up ends or
+                beyond; of the averager's workers.
+            state: what every round of any level, and every flush, does to the optimizer's
+                state: "local" leaves it to each worker, "mean" averages it along with the
+                parameters (the steps behind it must then be equally many), "reset" makes the
+                optimizer begin anew.
+            buffers: averaged along, each by its rule.
+            rate: sets the learning rate of every step, as in ``localsgd.lr``.
 
         Raises:
             TypeError: if one of them lacks a member that is needed.
+            ValueError: for an optimizer that cannot honour the policy, or a gradient stage of
+                other workers than the averager's.
+            MismatchError: on every rank, if options differ or those of another rank are invalid.
         """
         if not isinstance(optim, InnerOptimizer):
             raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
@@ -94,6 +76,29 @@ class PostLocalSGDOptimizer:
             )
         self.optim = optim
         self.averager = averager
+        self.gradients, self.buffers, self.rate = gradients, buffers, rate
+        self._along: list[Companion] = []
+        if (gradients, state, buffers, rate) != (None, "local", None, None):
+            core = self._core("options")
+
+            def prepare() -> list[str]:
+                check_policy(state, optim)
+                if not isinstance(buffers, Buffers | None):
+                    raise TypeError(f"buffers must be Buffers, got {buffers!r}")
+                if not isinstance(rate, Rate | None):
+                    raise TypeError(f"rate must have at(step, initial), got {rate!r}")
+                if not isinstance(gradients, GradientStage | None):
+                    raise TypeError(f"gradients must be a GradientStage, got {gradients!r}")
+                if gradients is not None and gradients.comm is not core.comm:
+                    raise ValueError(
+                        "gradients must be averaged among the averager's workers, got "
+                        f"{gradients.comm!r} and {core.comm!r}"
+                    )
+                return [f"{gradients!r}", f"state={state!r}", f"{buffers!r}", f"{rate!r}"]
+
+            agreed_among(core.comm, "options", prepare, lambda lines: lines)
+            companions = (state_companion(state, optim), buffers)
+            self._along = [entry for entry in companions if entry is not None]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -105,24 +110,50 @@ class PostLocalSGDOptimizer:
         """The inner optimizer's state, the same object."""
         return self.optim.state
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one local step with the gradients, then averages when due.
+    def step(
+        self, closure: Callable[[], float] | None = None, *, micro_batches: int = 1
+    ) -> float | None:
+        """Averages gradients if that is due, takes one local step, then averages when due.
 
         Collective when due. Gradients are zero afterwards.
 
         Args:
             closure: computes the loss and the gradients first.
+            micro_batches: how many gradients were added up; the step takes their mean.
 
         Returns:
             What ``closure`` returned.
 
         Raises:
-            MismatchError, RankFailure: from the round; the local step is taken by then and the
-                averager has not counted it.
+            MismatchError, RankFailure: from the averages. Those of gradients come before the
+                step; when the round fails the local step is taken, and not counted.
         """
-        loss = self.optim.step() if closure is None else self.optim.step(closure)
-        self.averager.average_parameters(params=self.optim.arenas)
+        count = checked_count("micro_batches", micro_batches, at_least=1)
+        self._set_rate()
+        if self.gradients is None and count == 1:
+            loss = self.optim.step() if closure is None else self.optim.step(closure)
+        else:
+            loss = None if closure is None else closure()
+            for arena in self.optim.arenas if count > 1 else ():
+                divide(arena.grad.flat, count)
+            self._step_averaged(skip=False)
+        self._count()
         return loss
+
+    def skip_step(self) -> None:
+        """Counts a step without this worker's gradient, which may not be finite. Collective alike.
+
+        Its gradient and the samples recorded for it are thrown away. Where gradients are
+        averaged in this step, the worker takes the step of the others, so that replicas stay
+        equal; if all skip it, and where each worker steps alone, no step is taken.
+        """
+        self._set_rate()
+        self._step_averaged(skip=True)
+        self._count()
+
+    def flush(self) -> None:
+        """Averages now, as at the end of training; counts no step. Collective."""
+        self._core("flush").flush(self.optim.arenas, self._along)
 
     def zero_grad(self) -> None:
         """Sets the gradients to zero, to throw them away; a step does so itself."""
@@ -135,38 +166,36 @@ class PostLocalSGDOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """The inner state dict, the averager's counter as ``"step"``, its state as ``"averager"``.
 
-        ``"averager"`` is absent if the averager has no ``state_dict``.
+        ``"averager"`` is absent if the averager has no ``state_dict``, and ``"buffers"`` if there
+        are none.
         """
         state = {**self.optim.state_dict(), "step": self.averager.step}
         if isinstance(self.averager, Stateful):
             state["averager"] = self.averager.state_dict()
+        if self.buffers is not None:
+            state["buffers"] = self.buffers.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over a ``state_dict``, of this class or of an inner optimizer; not collective.
+        """Takes over a ``state_dict``, of this class or of an inner optimizer.
+
+        Collective with an averager of ``localsgd.averagers``: all ranks load, at equal steps.
 
         Warns:
             UserWarning: if it has no step counter; the counter is then 0 and warm-up runs again.
 
         Raises:
-            TypeError, ValueError: if it does not fit; then nothing has changed.
+            TypeError, ValueError: if it does not fit; then nothing has changed on any rank.
+            MismatchError: on every rank, if steps differ or another rank's does not fit.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a mapping, got {state_dict!r}")
-        step = checked_count("step", state_dict.get("step", 0), at_least=0)
-        previous_step = self.averager.step
-        if isinstance(self.averager, Stateful) and "averager" in state_dict:
-            previous = self.averager.state_dict()
-            self.averager.load_state_dict(state_dict["averager"])
-            try:
-                self.optim.load_state_dict(state_dict)
-            except BaseException:
-                self.averager.load_state_dict(previous)
-                self.averager.step = previous_step
-                raise
-        else:
-            self.optim.load_state_dict(state_dict)
-        self.averager.step = step
+        comm = self.averager.comm if isinstance(self.averager, ModelAverager) else NON_MEMBER
+        taken: list[Callable[[], object]] = []
+        try:
+            agreed_among(comm, "state dicts", lambda: self._take(state_dict, taken), _step_line)
+        except BaseException:
+            for put_back in reversed(taken):
+                put_back()
+            raise
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "
@@ -179,58 +208,59 @@ class PostLocalSGDOptimizer:
             f"{type(self).__name__}({self.optim!r}, {self.averager!r}, step={self.averager.step})"
         )
 
+    def _core(self, wanted_by: str) -> ModelAverager:
+        """The averager, if it is one of ours."""
+        if not isinstance(self.averager, ModelAverager):
+            raise TypeError(
+                f"{wanted_by} must have an averager of localsgd.averagers, got {self.averager!r}"
+            )
+        return self.averager
 
-class LocalSGD(PostLocalSGDOptimizer):
-    """Local SGD with any inner optimizer: every ``period`` steps the workers average.
+    def _set_rate(self) -> None:
+        if self.rate is not None:
+            apply_rate(self.rate, self.averager.step, self.param_groups)
 
-    >>> import numpy as np
-    >>> from localsgd import Arena, LocalSGD, optim
-    >>> params = Arena({"w": np.zeros(3)})
-    >>> training = LocalSGD(optim.SGD(params, lr=0.5), period=8)
-    >>> params.grad["w"] += [1.0, 2.0, 3.0]
-    >>> training.step()
-    >>> params["w"]
-    array([-0.5, -1. , -1.5])
-    """
+    def _step_averaged(self, *, skip: bool) -> None:
+        """Takes the step with the averaged gradient, or none if there is no gradient."""
+        goes = not skip
+        if self.gradients is not None:
+            goes = self.gradients.average(self.optim.arenas, self._core("gradients"), skip=skip)
+        elif skip and isinstance(self.averager, ModelAverager):
+            self.averager.take_back_samples()
+        if goes:
+            self.optim.step()
+        else:
+            self.optim.zero_grad()
 
-    averager: ModelAverager
+    def _count(self) -> None:
+        """Lets the averager count the step and average when due."""
+        if self._along:
+            self._core("state and buffers").average_parameters(self.optim.arenas, self._along)
+        else:
+            self.averager.average_parameters(params=self.optim.arenas)
 
-    def __init__(
-        self,
-        optim: InnerOptimizer,
-        period: int,
-        *,
-        synchronous_steps: int = 0,
-        comm: Communicator | None = None,
-    ) -> None:
-        """Collective: both numbers must be equal on all ranks.
+    def _take(
+        self, state_dict: Mapping[str, Any], taken: list[Callable[[], object]]
+    ) -> Mapping[str, Any]:
+        """Loads every part, and adds to ``taken`` how to undo what it has done."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {state_dict!r}")
+        step = checked_count("step", state_dict.get("step", 0), at_least=0)
+        parts: list[tuple[Stateful, Mapping[str, Any]]] = [(self.optim, state_dict)]
+        if self.buffers is not None:
+            if "buffers" not in state_dict:
+                raise ValueError(f"state_dict must have 'buffers', got {list(state_dict)}")
+            parts.append((self.buffers, state_dict["buffers"]))
+        if isinstance(self.averager, Stateful) and "averager" in state_dict:
+            parts.append((self.averager, state_dict["averager"]))
+        for part, saved in parts:
+            previous = part.state_dict()
+            part.load_state_dict(saved)
+            taken.append(partial(part.load_state_dict, previous))
+        taken.append(partial(setattr, self.averager, "step", self.averager.step))
+        self.averager.step = step
+        return state_dict
 
-        Args:
-            optim: takes the local steps.
-            period: steps per round, at least 1; the rounds follow steps p, 2p, 3p, ….
-            synchronous_steps: for so many steps at first, average after each (post-local SGD).
-            comm: the workers that take part; None means those of the parameters.
 
-        Raises:
-            TypeError, ValueError: for an invalid argument.
-            MismatchError: on every rank, if the numbers differ or those of another rank are
-                invalid.
-        """
-        if not isinstance(optim, InnerOptimizer):
-            raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
-        if comm is None:
-            comm = optim.arenas[0].comm if optim.arenas else world()
-        schedule = agreed_schedule(comm, lambda: every(period, synchronous_steps=synchronous_steps))
-        super().__init__(optim, ModelAverager(schedule, comm))
-
-    def record_samples(self, count: int) -> None:
-        """Adds to the samples seen since the last round (``ModelAverager.record_samples``)."""
-        self.averager.record_samples(count)
-
-    def flush(self) -> None:
-        """Averages now, as at the end of training; counts no step. Collective."""
-        self.averager.flush(self.optim.arenas)
-
-    def mean(self) -> dict[str, Array]:
-        """The workers' mean parameters, for evaluating; theirs stay as they are. Collective."""
-        return self.averager.mean_of(self.optim.arenas)
+def _step_line(state_dict: Mapping[str, Any]) -> Sequence[str]:
+    return [f"step {state_dict.get('step', 0)}"]

@@ -30,15 +30,19 @@ class Schedule(Protocol):
 class _Every:
     period: int
     synchronous_steps: int
+    warmup_steps: int
 
     def due(self, step: int) -> bool:
         if step <= self.synchronous_steps:
             return step >= 1
-        return (step - self.synchronous_steps) % self.period == 0
+        past = step - self.synchronous_steps - self.warmup_steps
+        return past > 0 and past % self.period == 0
 
     def __repr__(self) -> str:
         if self.synchronous_steps:
             return f"every({self.period}, synchronous_steps={self.synchronous_steps})"
+        if self.warmup_steps:
+            return f"every({self.period}, warmup_steps={self.warmup_steps})"
         return f"every({self.period})"
 
 
@@ -81,23 +85,32 @@ class _When:
         return f"when({name}, warmup_steps={self.warmup_steps})"
 
 
-def every(period: int, *, synchronous_steps: int = 0) -> Schedule:
+def every(period: int, *, synchronous_steps: int = 0, warmup_steps: int = 0) -> Schedule:
     """After steps p, 2p, 3p, …: every local phase is ``period`` steps long.
 
     With ``synchronous_steps`` s the workers first stay together, averaging after each of steps
-    1 to s; then come steps s+p, s+2p, …. ``every(1)`` is synchronous SGD.
+    1 to s; then come steps s+p, s+2p, …. ``every(1)`` is synchronous SGD. With ``warmup_steps``
+    w they come after w+p, w+2p, …, and before that none: a gradient stage averages meanwhile.
 
     >>> [step for step in range(1, 13) if every(4).due(step)]
     [4, 8, 12]
     >>> [step for step in range(1, 13) if every(4, synchronous_steps=3).due(step)]
     [1, 2, 3, 7, 11]
+    >>> [step for step in range(1, 13) if every(4, warmup_steps=3).due(step)]
+    [7, 11]
 
     Raises:
-        TypeError: unless both numbers are integers.
-        ValueError: unless ``synchronous_steps`` is at least 0 and ``period`` at least 1.
+        TypeError: unless the numbers are integers.
+        ValueError: unless ``period`` is at least 1 and the others at least 0, one of them 0.
     """
-    steps = checked_count("synchronous_steps", synchronous_steps, at_least=0)
-    return _Every(checked_count("period", period, at_least=1), steps)
+    synchronous = checked_count("synchronous_steps", synchronous_steps, at_least=0)
+    warmup = checked_count("warmup_steps", warmup_steps, at_least=0)
+    if synchronous and warmup:
+        raise ValueError(
+            "workers must start with synchronous_steps or with warmup_steps, got "
+            f"{synchronous} and {warmup}"
+        )
+    return _Every(checked_count("period", period, at_least=1), synchronous, warmup)
 
 
 def post_local(period: int, warmup_steps: int = 0) -> Schedule:

@@ -138,7 +138,7 @@ def test_a_failed_round_is_not_counted_and_keeps_the_samples() -> None:
             averager.record_samples(1)
         assert averager.average_parameters(arena)
         assert arena.flat.tolist() == [0.25] * 3
-        return saved["step"], saved["samples"]
+        return saved["step"], saved["samples"][0]
 
     assert run_threads(2, work) == [(1, 3), (1, None)]
 
@@ -243,7 +243,7 @@ def test_samples_are_counted_in_whole_numbers(count: Any, error: type[Exception]
     averager = ModelAverager(every(1), solo())
     with pytest.raises(error, match="count must be"):
         averager.record_samples(count)
-    assert averager.state_dict()["samples"] is None
+    assert averager.state_dict()["samples"] == [None]
 
 
 def test_flush_holds_a_round_without_a_step() -> None:
@@ -328,7 +328,9 @@ def test_loading_under_another_schedule_warns_and_keeps_its_own() -> None:
     [
         ({"step": -1}, ValueError, "step must be at least 0"),
         ({"step": "7"}, TypeError, "step must be an integer"),
-        ({"samples": 0.5}, TypeError, "samples must be an integer"),
+        ({"samples": [0.5]}, TypeError, "samples must be an integer"),
+        ({"samples": [1, 2]}, ValueError, "samples must be a list with one entry"),
+        ({"settled": [None]}, TypeError, "settled must be an integer"),
         (None, ValueError, "must have 'step'"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_state_dict_has_the_inner_one_the_step_and_the_averagers() -> None:
     saved = training.state_dict()
     assert set(saved) == {"state", "param_groups", "step", "averager"}
     assert saved["step"] == 3
-    assert saved["averager"]["samples"] == 5
+    assert saved["averager"]["samples"] == [5]
     other, _, other_averager = build()
     other.load_state_dict(saved)
     assert other_averager.step == 3
@@ -349,7 +349,7 @@ def test_a_failing_load_changes_nothing(change: dict[str, Any], error: type[Exce
     averager.record_samples(5)
     saved = training.state_dict()
     saved["param_groups"][0]["lr"] = 9.0
-    saved["averager"]["samples"] = 77
+    saved["averager"]["samples"] = [77]
     before = training.state_dict()
     with pytest.raises(error):
         training.load_state_dict({**saved, "step": 9, **change})

@@ -12,10 +12,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed_among
 from localsgd.arena import Arena
+from localsgd.averagers.along import Companion
+from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count
-from localsgd.comm import NON_MEMBER, world
+from localsgd.comm import NON_MEMBER, NoWeight, world
 from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
 
@@ -33,6 +35,8 @@ class ModelAverager:
         mix: how much of its own value each worker keeps in a round, in [0, 1].
         rounds: the number of rounds held since this averager was made.
         traffic: what this worker has moved for them.
+        uneven: whether workers may run out of data: then one that has taken no step since the
+            last round weighs nothing, and a group of which nobody weighs holds no round.
     """
 
     step: int
@@ -60,9 +64,11 @@ class ModelAverager:
         self.schedule = agreed_schedule(self.comm, prepare)
         self.step = self.rounds = 0
         self.traffic = Traffic()
-        self._samples: int | None = None
+        self.uneven = False
+        self._ledger = Ledger(1)
+        self._last_step: int | None = None
 
-    def average_parameters(self, params: Arenas) -> bool:
+    def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; when due, moves every worker to the mean.
 
             params = Σ weight · params / Σ weight    over the workers of ``group_due``
@@ -71,6 +77,7 @@ class ModelAverager:
 
         Args:
             params: this worker's parameters; changed in place.
+            along: what is averaged with them, alike on all ranks.
 
         Returns:
             Whether a round was held.
@@ -84,33 +91,67 @@ class ModelAverager:
         """
         arenas = as_arenas(params)
         group = self.group_due(self.step + 1)
+        held = False
         if group is not None:
-            self._round(arenas, group, f"round after step {self.step + 1}")
+            held = self._round(arenas, group, along, "round", self.step + 1)
         self.step += 1
-        return group is not None
+        self._ledger.of_step = None
+        return held
 
-    def flush(self, params: Arenas) -> None:
+    def sit_out(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
+        """Counts a step that other workers take and this one, out of data, does not.
+
+        Otherwise as ``average_parameters``. In an ``uneven`` round this worker weighs what it
+        has to give from before, and nothing after that.
+        """
+        if self._last_step is None:
+            self._last_step = self.step
+        return self.average_parameters(params, along) if along else self.average_parameters(params)
+
+    def allow_uneven(self, allowed: bool) -> None:
+        """Sets ``uneven``; from here on this worker takes steps again."""
+        self.uneven, self._last_step = allowed, None
+
+    def flush(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Holds a round of all workers now; counts no step and does not move the phase.
 
         Collective. For the end of training, or before validating or saving.
+
+        Returns:
+            Whether a round was held.
 
         Raises:
             MismatchError, RankFailure: as ``average_parameters``.
         """
         arenas = as_arenas(params)
-        if self.comm is not NON_MEMBER:
-            self._round(arenas, self.comm, f"flush after step {self.step}")
+        if self.comm is NON_MEMBER:
+            return False
+        return self._round(arenas, self.comm, along, "flush", self.step)
 
     def record_samples(self, count: int) -> None:
         """Adds to the samples seen since the last round, the weight of this worker in the next.
 
         Between two rounds all workers record, or none does and all weigh equally. A worker that
-        recorded 0 takes the result and gives nothing.
+        recorded 0 takes the result and gives nothing. In a hierarchy a level's weights are the
+        samples since the last round of that level or a larger one.
 
         Raises:
             TypeError, ValueError: unless ``count`` is an integer of at least 0.
         """
-        self._samples = (self._samples or 0) + checked_count("count", count, at_least=0)
+        self._ledger.record(checked_count("count", count, at_least=0))
+
+    @property
+    def samples_of_step(self) -> int | None:
+        """The samples recorded since the last step; None if none were."""
+        return self._ledger.of_step
+
+    def take_back_samples(self) -> None:
+        """Forgets the samples recorded since the last step, which this worker does not take."""
+        self._ledger.take_back()
+
+    def forget_samples(self) -> None:
+        """Begins new accounts, as after a round of all: nothing seen so far weighs in one."""
+        self._ledger.settle(0, self.step)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The weighted mean of the workers' parameters, which stay as they are.
@@ -125,7 +166,7 @@ class ModelAverager:
         for arena in as_arenas(params):
             flat = arena.flat.copy()
             if self.comm is not NON_MEMBER:
-                self.comm.allreduce(flat, "mean", weight=self._weight())
+                self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
             mean.update(arena.layout.views(flat))
         return mean
 
@@ -143,8 +184,16 @@ class ModelAverager:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that this rank needs to resume, as JSON values: step, samples, schedule."""
-        return {"step": self.step, "samples": self._samples, "schedule": _words(self.schedule)}
+        """Everything that this rank needs to resume, as JSON values.
+
+        The step, the schedule, and for every level, the largest first, the samples since its
+        last round and the step after which that was.
+        """
+        return {
+            "step": self.step,
+            **self._ledger.state_dict(),
+            "schedule": _words(self.schedule),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a ``state_dict``; not collective.
@@ -155,41 +204,71 @@ class ModelAverager:
         Raises:
             TypeError, ValueError: if it does not fit; then nothing has changed.
         """
-        for key in ("step", "samples", "schedule"):
+        for key in ("step", "samples", "settled", "schedule"):
             if not isinstance(state_dict, Mapping) or key not in state_dict:
                 raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
         step = checked_count("step", state_dict["step"], at_least=0)
-        samples = state_dict["samples"]
-        if samples is not None:
-            samples = checked_count("samples", samples, at_least=0)
+        ledger = Ledger.loaded(state_dict, len(self.levels))
         if state_dict["schedule"] != _words(self.schedule):
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
                 f"goes on with {_words(self.schedule)}.",
                 stacklevel=caller_level(),
             )
-        self.step, self._samples = step, samples
+        self.step, self._ledger = step, ledger
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
 
-    def _weight(self) -> float | None:
-        return None if self._samples is None else float(self._samples)
+    @property
+    def levels(self) -> Sequence[Communicator]:
+        """This worker's group at every level, the largest first."""
+        return [self.comm]
 
-    def _round(self, arenas: Sequence[Arena], group: Communicator, name: str) -> None:
-        before = group.traffic
-        for index, arena in enumerate(arenas):
-            group.allreduce(
-                arena.flat,
-                "mean",
-                weight=self._weight(),
-                update=self.update_of(index, arena),
-                mix=self.mix,
-                label=name,
-            )
-        self._samples = None
+    def _level_of(self, group: Communicator) -> int:
+        return next((i for i, level in enumerate(self.levels) if level is group), 0)
+
+    def _weight(self, group: Communicator, step: int) -> float | None:
+        """This worker's weight in a round of ``group`` after this step."""
+        level = self._level_of(group)
+        samples = self._ledger.samples[level]
+        if samples is not None:
+            return float(samples)
+        last = step if self._last_step is None else self._last_step
+        return float(last != self._ledger.settled[level]) if self.uneven else None
+
+    def _round(
+        self,
+        arenas: Sequence[Arena],
+        group: Communicator,
+        along: Sequence[Companion],
+        kind: str,
+        step: int,
+    ) -> bool:
+        before, weight = group.traffic, self._weight(group, step)
+        label = ", ".join([f"{kind} after step {step}", *(entry.words for entry in along)])
+        for companion in along:
+            companion.ready(group, weight)
+        try:
+            for index, arena in enumerate(arenas):
+                group.allreduce(
+                    arena.flat,
+                    "mean",
+                    weight=weight,
+                    update=self.update_of(index, arena),
+                    mix=self.mix,
+                    label=label,
+                )
+        except NoWeight:
+            if self.uneven:
+                return False
+            raise
+        for companion in along:
+            companion.join(group, weight)
+        self._ledger.settle(self._level_of(group), step)
         self.rounds += 1
         self.traffic += group.traffic - before
+        return True
 
 
 def as_arenas(params: Arenas) -> tuple[Arena, ...]:
@@ -210,9 +289,7 @@ def as_arenas(params: Arenas) -> tuple[Arena, ...]:
 
 def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
     """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
-    if comm is NON_MEMBER:
-        return prepare()
-    return agreed(comm, "schedules", prepare, lambda schedule: [_words(schedule)])
+    return agreed_among(comm, "schedules", prepare, lambda schedule: [_words(schedule)])
 
 
 def _words(schedule: Schedule) -> str:

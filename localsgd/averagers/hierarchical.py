@@ -10,11 +10,12 @@ consecutive ranks as torch.distributed.algorithms.model_averaging (PyTorch 2.13)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from localsgd.averagers.base import ModelAverager, agreed_schedule
+from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Communicator
@@ -106,6 +107,7 @@ class HierarchicalModelAverager(ModelAverager):
         super().__init__(hierarchy, comm)
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
         self._hierarchy = hierarchy
+        self._ledger = Ledger(len(self._groups))
 
     @property
     def period_group_size_dict(self) -> dict[int, GroupSize]:
@@ -120,6 +122,10 @@ class HierarchicalModelAverager(ModelAverager):
         """This worker's group for every period, the smallest first."""
         periods = [period for period, _ in self._hierarchy.levels]
         return dict(reversed(list(zip(periods, self._groups, strict=True))))
+
+    @property
+    def levels(self) -> Sequence[Communicator]:
+        return self._groups
 
     def group_due(self, step: int) -> Communicator | None:
         level = self._hierarchy.level_due(step)

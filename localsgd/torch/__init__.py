@@ -1,11 +1,13 @@
 """Post-local SGD for PyTorch under torch's names, on MPI or on a torch.distributed group."""
 
+from localsgd.torch.adoption import adopt
 from localsgd.torch.averagers import (
     CoreAverager,
     HierarchicalModelAverager,
     ModelAverager,
     PeriodicModelAverager,
 )
+from localsgd.torch.gradients import GradientStage
 from localsgd.torch.groups import communicator, world
 from localsgd.torch.hook import PostLocalSGDState, post_localSGD_hook
 from localsgd.torch.optimizer import PostLocalSGDOptimizer
@@ -17,11 +19,13 @@ from localsgd.torch.selecting import (
 
 __all__ = [
     "CoreAverager",
+    "GradientStage",
     "HierarchicalModelAverager",
     "ModelAverager",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
     "PostLocalSGDState",
+    "adopt",
     "average_parameters",
     "average_parameters_or_parameter_groups",
     "communicator",

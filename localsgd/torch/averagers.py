@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+from torch import Tensor
+
 from localsgd import averagers as core
+from localsgd.averagers.along import Companion
 from localsgd.averagers.hierarchical import GroupSize
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.schedules import post_local
@@ -70,6 +73,11 @@ class CoreAverager(ModelAverager):
         return self._averager
 
     @property
+    def comm(self) -> Communicator:
+        """The workers that take part."""
+        return self.averager.comm
+
+    @property
     def process_group(self) -> Any:
         """The workers, as they were given; the communicator of all if none were."""
         return self.averager.comm if self._process_group is None else self._process_group
@@ -86,7 +94,7 @@ class CoreAverager(ModelAverager):
         else:
             self._averager.step = value
 
-    def average_parameters(self, params: Params) -> bool:
+    def average_parameters(self, params: Params, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; when due, averages all parameters that training changes.
 
         Collective when due, and at the first call, which gives the parameters their places.
@@ -94,6 +102,7 @@ class CoreAverager(ModelAverager):
         Args:
             params: parameters or parameter groups, alike on all ranks whether or not they have
                 gradients; changed in place.
+            along: what is averaged with them, alike on all ranks.
 
         Returns:
             Whether the workers communicated.
@@ -109,18 +118,18 @@ class CoreAverager(ModelAverager):
         if averager.comm is NON_MEMBER:
             averager.step += 1
             return False
-        due = averager.group_due(averager.step + 1) is not None
+        due = averager.group_due(averager.step + 1)
         home = self._home
-        if due or home is None:
-            home = self._place(params)
-        if due:
+        if due is not None or home is None:
+            home = self._place(params, due)
+        if due is not None:
             home.bring()
-        held = averager.average_parameters(home.arenas)
+        held = averager.average_parameters(home.arenas, along)
         if held:
             home.take()
         return held
 
-    def flush(self, params: Params) -> None:
+    def flush(self, params: Params, along: Sequence[Companion] = ()) -> None:
         """Averages now, as before validating or saving; counts no step. Collective.
 
         Raises:
@@ -129,7 +138,7 @@ class CoreAverager(ModelAverager):
         if self.averager.comm is not NON_MEMBER:
             home = self._place(params)
             home.bring()
-            self.averager.flush(home.arenas)
+            self.averager.flush(home.arenas, along)
             home.take()
 
     def record_samples(self, count: int) -> None:
@@ -173,8 +182,11 @@ class CoreAverager(ModelAverager):
         self._averager = self._process_group = self._home = None
         self._arguments, self._saved = state["arguments"], state["saved"]
 
-    def _place(self, params: Params) -> Placed:
-        self._home = placed(lambda: trained_params(params), self.averager.comm, self._home)
+    def _place(self, params: Params, among: Communicator | None = None) -> Placed:
+        def select() -> dict[str, Tensor]:
+            return trained_params(params)
+
+        self._home = placed(select, self.averager.comm, self._home, among=among)
         return self._home
 
 

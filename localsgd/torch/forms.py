@@ -32,6 +32,17 @@ def holds(dtype: torch.dtype) -> bool:
     return dtype in _NUMPY
 
 
+def as_array(dtype: torch.dtype) -> np.dtype[Any] | None:
+    """The dtype of an array on the memory of tensors of this one; None if numpy has none."""
+    known = _NUMPY.get(dtype)
+    if known is not None or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        return known
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:
+        return None
+
+
 @dataclass(frozen=True)
 class Form:
     """What a flat run of memory must be told to become a tensor.

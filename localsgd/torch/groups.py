@@ -79,6 +79,12 @@ def has_this_rank(process_group: ProcessGroup) -> bool:
     )
 
 
+def of_host(comm: Communicator) -> Communicator:
+    """The workers of this rank's host. Collective, unless there is one host alone."""
+    topology = comm.topology
+    return comm if len(topology.hosts) == 1 else comm.split(topology.host_of[comm.rank])
+
+
 def _connected(process_group: dist.ProcessGroup | None) -> Group:
     from localsgd.torch.process_group import GlooTransport
 

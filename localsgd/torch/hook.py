@@ -21,7 +21,7 @@ from localsgd.agreement import agreed
 from localsgd.checks import caller_level, checked_count, checked_flag
 from localsgd.comm import Communicator
 from localsgd.torch.forms import Form
-from localsgd.torch.groups import ProcessGroup, communicator, has_this_rank
+from localsgd.torch.groups import ProcessGroup, communicator, has_this_rank, of_host
 
 # DDP looks at a hook's annotations and takes no other and no string, so that this module alone is
 # without postponed annotations. torch's stubs do not name the class, nor has every build of it one.
@@ -100,7 +100,7 @@ class PostLocalSGDState:
             nearby = None
             if self.post_local_gradient_allreduce:
                 given = self.subgroup is not None
-                nearby = communicator(self.subgroup) if given else _of_host(everybody)
+                nearby = communicator(self.subgroup) if given else of_host(everybody)
             self._groups = _Groups(everybody, nearby)
 
     def maybe_increase_iter(self, bucket: Bucket) -> None:
@@ -217,14 +217,6 @@ def post_localSGD_hook(  # noqa: N802  torch's name
 
     group.start(reduce)
     return future
-
-
-def _of_host(everybody: Communicator) -> Communicator:
-    """The workers of this rank's host. Collective, unless there is one host alone."""
-    topology = everybody.topology
-    return (
-        everybody if len(topology.hosts) == 1 else everybody.split(topology.host_of[everybody.rank])
-    )
 
 
 def _reduced_on_host(buffer: Tensor, group: Communicator) -> Future[Tensor]:

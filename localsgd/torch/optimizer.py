@@ -10,17 +10,24 @@ Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from localsgd import averagers as core
+from localsgd.agreement import agreed
+from localsgd.averagers.along import Companion
 from localsgd.checks import caller_level, checked_count
-from localsgd.optimizer import Averager, Stateful
+from localsgd.comm import NON_MEMBER
+from localsgd.parts import Averager, Stateful
+from localsgd.state import Policy
 from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.buffers import ModuleBuffers
+from localsgd.torch.gradients import GradientStage
 from localsgd.torch.sharded import check_optimizer
+from localsgd.torch.state import check_policy, state_companion
 
 _STEP = "averager_step"
 
@@ -31,18 +38,35 @@ class PostLocalSGDOptimizer(Optimizer):
     Attributes:
         optim: the inner optimizer.
         averager: the averager; its ``step`` is the only counter.
+        gradients: the stage that averages gradients; None if there is none.
     """
 
-    def __init__(self, optim: Optimizer, averager: Averager | core.ModelAverager) -> None:
-        """Takes both as they are; not collective.
+    def __init__(
+        self,
+        optim: Optimizer,
+        averager: Averager | core.ModelAverager,
+        *,
+        gradients: GradientStage | None = None,
+        state: Policy = "local",
+        buffers: ModuleBuffers | None = None,
+    ) -> None:
+        """Takes everything as it is; collective with ``state`` or ``buffers``.
 
         Args:
             optim: an optimizer of torch, or one like it.
             averager: one of ``localsgd.torch``, any of the core, torch's own, or anything with
                 ``step`` and ``average_parameters(params)``.
+            gradients: averages the gradients, so that ``skip_step`` can take part in that.
+            state: what every round and flush does to the inner optimizer's state: "local" leaves
+                it to each worker, "mean" averages it along with the parameters (the steps behind
+                it must then be equally many), "reset" makes the optimizer begin anew.
+            buffers: ``adopt(model).buffers``, averaged along, each by its rule.
 
         Raises:
-            TypeError: for an averager without those, or an optimizer that shards.
+            TypeError: for an averager without those, an optimizer that shards, or options with
+                an averager that is none of ``localsgd``.
+            ValueError: for an optimizer that cannot honour the policy.
+            MismatchError: on every rank, if options differ or those of another rank are invalid.
         """
         check_optimizer(optim)
         if isinstance(averager, core.ModelAverager):
@@ -53,9 +77,12 @@ class PostLocalSGDOptimizer(Optimizer):
             )
         # The base's own initialiser would take parameters; this makes its tables of hooks.
         self.__setstate__({"optim": optim, "averager": averager})
+        self.gradients, self._along = gradients, _companions(optim, averager, state, buffers)
 
     optim: Optimizer
     averager: Averager
+    gradients: GradientStage | None = None
+    _along: Sequence[Companion] = ()
 
     # type: attributes of the base that are the inner optimizer's here, whatever it does to them
     @property
@@ -93,18 +120,36 @@ class PostLocalSGDOptimizer(Optimizer):
             MismatchError, RankFailure: from the round; the local step is taken by then and the
                 averager has not counted it.
         """
+        for hook in self._optimizer_step_pre_hooks.values():
+            changed = hook(self, (closure,), {})
+            if changed is not None:
+                (closure, *_), _ = changed
         loss = self._inner_step(closure)
         if not self._makes_state():
-            self.averager.average_parameters(params=self.param_groups)
+            self._count()
+        for post_hook in self._optimizer_step_post_hooks.values():
+            post_hook(self, (closure,), {})
         return loss
+
+    # Hooks are run above: torch would wrap the step to run them, at 10 µs a step, and those for
+    # all optimizers, which the inner one runs, twice.
+    step.hooked = True  # type: ignore[attr-defined]
 
     def skip_step(self) -> None:
         """Counts a step that this rank does not take, so that it stays in step with the others.
 
-        Collective when due. For a loop that leaves out steps by itself; a ``GradScaler``'s are
-        counted already.
+        Collective when due, and when gradients are averaged: this rank then gives none, takes
+        the others' mean and the same step, so that replicas stay equal. The samples recorded
+        for the step are taken back. For a loop that leaves
+        out steps by itself; a ``GradScaler``'s are counted already.
         """
-        self.averager.average_parameters(params=self.param_groups)
+        self.optim.zero_grad()
+        if self.gradients is not None:
+            if self.gradients.average(skip=True):
+                self.optim.step()
+        elif isinstance(self.averager, CoreAverager):
+            self.averager.averager.take_back_samples()
+        self._count()
 
     def flush(self) -> None:
         """Averages now, as before validating or saving; counts no step. Collective.
@@ -115,7 +160,10 @@ class PostLocalSGDOptimizer(Optimizer):
         flush = getattr(self.averager, "flush", None)
         if flush is None:
             raise TypeError(f"averager must have flush(params), got {self.averager!r}")
-        flush(self.param_groups)
+        if self._along:
+            flush(self.param_groups, self._along)
+        else:
+            flush(self.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, or sets them to zero."""
@@ -174,6 +222,12 @@ class PostLocalSGDOptimizer(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        """The inner optimizer and the averager; what else there is belongs to one model."""
+        if self.gradients is not None or self._along:
+            raise TypeError(
+                "a wrapper can be copied or pickled if it has no gradients, state or buffers, got "
+                "one that has: make another and load its state_dict()"
+            )
         return {"optim": self.optim, "averager": self.averager}
 
     def __repr__(self) -> str:
@@ -186,6 +240,14 @@ class PostLocalSGDOptimizer(Optimizer):
         It then leaves ``found_inf`` and ``grad_scale`` here for the time of the call.
         """
         return True
+
+    def _count(self) -> None:
+        """Lets the averager count the step and average when due."""
+        if self._along:
+            assert isinstance(self.averager, CoreAverager)
+            self.averager.average_parameters(self.param_groups, self._along)
+        else:
+            self.averager.average_parameters(params=self.param_groups)
 
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
         found_inf = vars(self).get("found_inf")
@@ -216,6 +278,30 @@ class PostLocalSGDOptimizer(Optimizer):
             return False
         gradients = self._gradients()
         return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+
+
+def _companions(
+    optim: Optimizer, averager: Averager, state: Policy, buffers: ModuleBuffers | None
+) -> list[Companion]:
+    """What is averaged along. Collective if there is anything."""
+    if state == "local" and buffers is None:
+        return []
+    if not isinstance(averager, CoreAverager):
+        raise TypeError(f"state and buffers must have an averager of localsgd, got {averager!r}")
+
+    def prepare() -> list[str]:
+        check_policy(state, optim)
+        if not isinstance(buffers, ModuleBuffers | None):
+            raise TypeError(f"buffers must be adopt(model).buffers, got {buffers!r}")
+        return [f"state={state!r}", f"buffers={None if buffers is None else buffers.rules!r}"]
+
+    comm = averager.comm
+    if comm is NON_MEMBER:
+        prepare()
+        return []
+    agreed(comm, "options", prepare, lambda lines: lines)
+    companions = (state_companion(state, optim, comm), buffers)
+    return [entry for entry in companions if entry is not None]
 
 
 def _without_step(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -46,18 +46,25 @@ class Place:
         """A tensor on the gradient's memory in the arena, in the form of the parameter."""
         return self.form.tensor(self.arena.grad[self.name])
 
-    def bring(self, tensor: Tensor) -> None:
-        """Makes the place hold the tensor's values, and the tensor, on the CPU, lie there."""
-        if tensor.data_ptr() == self.home.data_ptr():
-            return
-        self.home.copy_(tensor.detach(), non_blocking=True)
-        if tensor.device.type == "cpu":
-            tensor.data = self.home
 
-    def take(self, tensor: Tensor) -> None:
-        """Makes a tensor of another device hold the place's values."""
-        if tensor.device.type != "cpu":
-            tensor.detach().copy_(self.home, non_blocking=True)
+def bring(tensor: Tensor, home: Tensor) -> None:
+    """Makes a home hold the tensor's values, and the tensor, on the CPU, lie there."""
+    if tensor.data_ptr() != home.data_ptr():
+        home.copy_(tensor.detach(), non_blocking=True)
+        if tensor.device.type == "cpu":
+            tensor.data = home
+
+
+def take(tensor: Tensor, home: Tensor) -> None:
+    """Makes a tensor of another device hold the values at home."""
+    if tensor.device.type != "cpu":
+        tensor.detach().copy_(home, non_blocking=True)
+
+
+def wait_for_devices(tensors: Iterable[Tensor]) -> None:
+    """Returns once copies between the host and the tensors' devices have ended."""
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        torch.accelerator.current_stream(device).synchronize()
 
 
 _PLACES: dict[int, tuple[ref[Tensor], Place]] = {}
@@ -92,7 +99,7 @@ class Placed:
         places = [place for _, place in self._pairs]
         self.arenas = _arenas_of(places)
         self.lines = _lines(tensors)
-        self._devices = {tensor.device for tensor, _ in self._pairs if tensor.device.type != "cpu"}
+        self._elsewhere = [tensor for tensor, _ in self._pairs if tensor.device.type != "cpu"]
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors in the same order, all still in place."""
@@ -101,6 +108,11 @@ class Placed:
             for tensor, (mine, place) in zip(tensors, self._pairs, strict=True)
         )
 
+    @property
+    def whole_arenas(self) -> tuple[Arena, ...]:
+        """The arenas themselves, whatever else they hold."""
+        return tuple({id(place.arena): place.arena for _, place in self._pairs}.values())
+
     def __iter__(self) -> Iterator[tuple[Tensor, Place]]:
         """Every tensor with its place."""
         return iter(self._pairs)
@@ -108,19 +120,15 @@ class Placed:
     def bring(self) -> None:
         """Before a round: everything that torch has elsewhere comes to its place."""
         for tensor, place in self._pairs:
-            place.bring(tensor)
-        self._wait()
+            bring(tensor, place.home)
+        wait_for_devices(self._elsewhere)
 
     def take(self) -> None:
         """After a round: what torch has on other devices becomes what is in place."""
-        if self._devices:
+        if self._elsewhere:
             for tensor, place in self._pairs:
-                place.take(tensor)
-            self._wait()
-
-    def _wait(self) -> None:
-        for device in self._devices:
-            torch.accelerator.current_stream(device).synchronize()
+                take(tensor, place.home)
+            wait_for_devices(self._elsewhere)
 
 
 def placed(
@@ -128,7 +136,7 @@ def placed(
     comm: Communicator,
     known: Placed | None = None,
     *,
-    grad: bool = False,
+    among: Communicator | None = None,
 ) -> Placed:
     """The arenas of some tensors; those without a place get one, keeping their values.
 
@@ -136,8 +144,10 @@ def placed(
 
     Args:
         select: gives the tensors by name, or raises.
+        comm: the workers whose memory it becomes.
         known: what this returned last; spares the work if nothing has changed.
-        grad: whether arenas that are made have a buffer for gradients.
+        among: the workers that agree, if nothing has; else all of ``comm`` must. So a group that
+            meets more often than all do does not wait for the others.
 
     Raises:
         TypeError, ValueError: if this rank's tensors cannot be placed (``check_tensor``).
@@ -156,10 +166,12 @@ def placed(
             check_tensor(name, tensor)
         return _Choice(tied, _lines(first), None)
 
-    choice = agreed(comm, "parameters", prepare, lambda made: made.lines)
+    choice = agreed(among or comm, "parameters", prepare, lambda made: made.lines)
     if choice.known is not None:
         return choice.known
-    _give_places(choice.tied, comm, grad)
+    if among not in (None, comm):
+        agreed(comm, "parameters", lambda: choice, lambda made: made.lines)
+    _give_places(choice.tied, comm)
     return Placed({name: same[0] for name, same in choice.tied.items()})
 
 
@@ -203,7 +215,7 @@ def _lines(tensors: Mapping[str, Tensor]) -> list[str]:
     return lines
 
 
-def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator, grad: bool) -> None:
+def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator) -> None:
     by_dtype: dict[Any, dict[str, Form]] = {}
     for name, tensors in tied.items():
         if place_of(tensors[0]) is None:
@@ -211,7 +223,7 @@ def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator, grad:
             by_dtype.setdefault(form.array_dtype, {})[name] = form
     for forms in by_dtype.values():
         values = {name: form.array(tied[name][0].cpu()) for name, form in forms.items()}
-        arena = Arena(values, comm, start="keep", grad=grad)
+        arena = Arena(values, comm, start="keep", grad=False)
         if any(tied[name][0].device.type != "cpu" for name in forms):
             pin(arena.flat)
         for name, form in forms.items():

@@ -54,6 +54,14 @@ def trained_params(params: Params) -> dict[str, Tensor]:
     }
 
 
+def names_in(index: int, group: Mapping[str, Any]) -> list[str]:
+    """The names of a group's parameters; numbers if it was not given any."""
+    names: list[str] = group.get("param_names") or [
+        f"{index}.{place}" for place in range(len(group["params"]))
+    ]
+    return names
+
+
 def average_parameters(params: Iterable[Tensor], process_group: ProcessGroup) -> None:
     """Moves tensors to their mean over all workers, in place. Collective.
 
@@ -116,9 +124,7 @@ def _listed(params: Params) -> list[tuple[str, Tensor]]:
         if isinstance(entry, Parameter):
             listed.append((str(index), entry))
         elif isinstance(entry, Mapping):
-            names = entry.get("param_names")
-            for place, tensor in enumerate(entry["params"]):
-                listed.append((f"{index}.{place}" if names is None else names[place], tensor))
+            listed.extend(zip(names_in(index, entry), entry["params"], strict=True))
         else:
             raise NotImplementedError(
                 f"params must hold parameters or parameter groups, got {type(entry)}"

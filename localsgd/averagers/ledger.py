@@ -1,0 +1,78 @@
+"""What a worker weighs in a round: the samples that its parameters have seen since the last one.
+
+Every level of a hierarchy has an account of its own. A round of a group makes its workers equal,
+so it settles the accounts of that level and of all smaller ones; for the larger groups the
+worker goes on standing for what it has seen. Why that is the pooled mean:
+
+    x_h = Σ_i s_i x_i / S_h,  S_h = Σ_i s_i      a round of host h, samples s_i of its workers
+    Σ_h Σ_i s_i x_h / S = Σ_h S_h x_h / S = Σ_h Σ_i s_i x_i / S      the round of all after it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localsgd.checks import checked_count
+
+
+class Ledger:
+    """The accounts of one worker, the level of the largest group first.
+
+    Attributes:
+        samples: what was recorded since the level's last round; None if nothing was.
+        settled: the number of the step after which the level's last round was.
+        of_step: the samples recorded since the last step; None if none were.
+    """
+
+    def __init__(self, levels: int) -> None:
+        self.samples: list[int | None] = [None] * levels
+        self.settled = [0] * levels
+        self.of_step: int | None = None
+        self._before_step = list(self.samples)
+
+    def record(self, count: int) -> None:
+        """Adds samples to the accounts of all levels."""
+        if self.of_step is None:
+            self._before_step = list(self.samples)
+        self.of_step = (self.of_step or 0) + count
+        self.samples = [(samples or 0) + count for samples in self.samples]
+
+    def take_back(self) -> None:
+        """Forgets what was recorded since the last step."""
+        if self.of_step is not None:
+            self.samples, self.of_step = self._before_step, None
+
+    def settle(self, level: int, step: int) -> None:
+        """Begins new accounts after a round: at this level and at those of smaller groups."""
+        for index in range(level, len(self.samples)):
+            self.samples[index], self.settled[index] = None, step
+        self.of_step = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accounts, as JSON values."""
+        return {"samples": list(self.samples), "settled": list(self.settled)}
+
+    @classmethod
+    def loaded(cls, state_dict: Mapping[str, Any], levels: int) -> Ledger:
+        """The accounts that were saved.
+
+        Raises:
+            TypeError, ValueError: if they do not fit.
+        """
+        ledger = cls(levels)
+        for key in ("samples", "settled"):
+            entries = state_dict[key]
+            if not isinstance(entries, Sequence) or len(entries) != levels:
+                raise ValueError(
+                    f"{key} must be a list with one entry for each of {levels} levels, "
+                    f"got {entries!r}"
+                )
+            checked = [
+                None
+                if entry is None and key == "samples"
+                else checked_count(key, entry, at_least=0)
+                for entry in entries
+            ]
+            setattr(ledger, key, checked)
+        return ledger

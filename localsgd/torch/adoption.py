@@ -1,0 +1,98 @@
+"""A whole model in place: its parameters and buffers as views of shared memory.
+
+Names come from the module, so that ranks whose models differ learn at once which parameter is
+not alike. Every object stays the one it was, at an address that does not change again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from localsgd.buffers import Rule
+from localsgd.comm.base import Communicator
+from localsgd.torch.buffers import ModuleBuffers, has_averaged_buffers
+from localsgd.torch.groups import ProcessGroup, communicator
+from localsgd.torch.places import Placed, placed
+
+Start = Literal["broadcast", "keep"]
+
+_ADOPTED: WeakKeyDictionary[nn.Module, Adopted] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What ``adopt`` has given a place.
+
+    Attributes:
+        comm: the workers that hold the model.
+        params: the parameters that require a gradient.
+        buffers: those that have an average, for ``PostLocalSGDOptimizer``; None if there are none.
+    """
+
+    comm: Communicator
+    params: Placed
+    buffers: ModuleBuffers | None
+
+
+def adopt(
+    model: nn.Module,
+    process_group: ProcessGroup = None,
+    *,
+    start: Start = "broadcast",
+    rules: Mapping[str, Rule] | None = None,
+) -> Adopted:
+    """Gives a model's parameters and buffers their places. Collective.
+
+    The parameters that require a gradient and the buffers that have an average move once and then
+    stay: same objects, same memory format, tied weights tied. Gradients get places from a
+    ``GradientStage``, which alone needs them there. Once a model has been adopted this returns
+    what it returned then.
+
+    Args:
+        model: alike on all ranks in names, shapes, dtypes and memory formats.
+        process_group: the workers that hold it; None for all.
+        start: "broadcast" gives all the values of rank 0, as DDP does; "keep" leaves each its
+            own.
+        rules: how buffers are averaged that are not to be as ``ModuleBuffers`` has it, by name.
+
+    Raises:
+        TypeError: for a module that is none, or a shard.
+        ValueError: for a model without trainable parameters, one adopted by other workers, or
+            an unknown ``start``.
+        MismatchError: on every rank, if the models differ, with the first difference.
+        MemoryError: on every rank, if the memory of a host does not suffice.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module of torch, got {model!r}")
+    if start not in get_args(Start):
+        raise ValueError(f"start must be one of {get_args(Start)}, got {start!r}")
+    comm = communicator(process_group)
+    known = _ADOPTED.get(model)
+    if known is not None:
+        if known.comm is not comm:
+            raise ValueError(f"model must have been adopted by {comm}, got one of {known.comm}")
+        return known
+    params = placed(lambda: _trainable(model), comm)
+    if start == "broadcast":
+        params.bring()
+        for arena in params.arenas:
+            comm.broadcast(arena.flat, 0)
+        params.take()
+    buffers = None
+    if any(comm.collect(has_averaged_buffers(model))):
+        buffers = ModuleBuffers(model, comm, rules or {}, start)
+    _ADOPTED[model] = Adopted(comm, params, buffers)
+    return _ADOPTED[model]
+
+
+def _trainable(model: nn.Module) -> Mapping[str, Tensor]:
+    return {
+        name: param
+        for name, param in model.named_parameters(remove_duplicate=False)
+        if param.requires_grad
+    }

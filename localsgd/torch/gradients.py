@@ -1,0 +1,281 @@
+"""Gradients without DDP: averaged in the warm-up, and by host or not at all after it.
+
+The memory of gradients is cut into blocks, from the last parameter to the first, in an order that
+all ranks agreed on when the model was adopted. A block is reduced in the background as soon as its
+gradients are complete and those before it have begun; so ranks whose gradients become ready in
+different orders, or that did not use a parameter, never mix. The stage reads the averager's step,
+so the length of the warm-up is typed once. All arithmetic is the communicator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from localsgd import averagers as core
+from localsgd.agreement import agreed
+from localsgd.checks import checked_count
+from localsgd.comm import NoWeight
+from localsgd.comm.base import Array, Communicator, Request
+from localsgd.gradients import warmup_of
+from localsgd.torch.adoption import adopt
+from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.groups import of_host
+from localsgd.torch.places import Placed, wait_for_devices
+
+After = Literal["host", "none"]
+
+_STAGES: WeakKeyDictionary[nn.Module, GradientStage] = WeakKeyDictionary()
+
+
+@dataclass
+class _Block:
+    """Neighbouring gradients of one dtype that are reduced together.
+
+    Attributes:
+        memory: theirs in the arena, shape ``(n,)``.
+        params: theirs.
+        missing: those whose gradients the backward pass has not completed yet.
+        request: the reduction, once begun.
+    """
+
+    memory: Array
+    params: list[Tensor]
+    missing: set[int] = field(default_factory=set)
+    request: Request | None = None
+
+
+class GradientStage:
+    """Averages the gradients of a model during its backward passes.
+
+    After ``loss.backward()`` the gradients are the means, so clipping and a ``GradScaler`` see
+    what they see under DDP: in the warm-up all ranks find the same infinities and leave out the
+    same steps. A parameter that no worker used in a pass keeps no gradient; one that some did not
+    use counts as zero there. Every worker weighs what it recorded for the step before the pass
+    (``record_samples``), or all the same.
+
+    Attributes:
+        after: what happens after the warm-up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        averager: CoreAverager | core.ModelAverager,
+        *,
+        after: After = "none",
+        block_bytes: int = 25 << 20,
+    ) -> None:
+        """Adopts the model, for the averager's workers, and follows its passes. Collective.
+
+        Args:
+            model: as in ``adopt``; one stage each.
+            averager: whose step and warm-up decide.
+            after: "host" averages over the workers of each host, "none" nothing.
+            block_bytes: about how much memory is reduced at a time.
+
+        Raises:
+            TypeError, ValueError: for an invalid argument, or a second stage of a model.
+            MismatchError: on every rank, if arguments or models differ.
+        """
+        averager = averager.averager if isinstance(averager, CoreAverager) else averager
+        comm = averager.comm
+
+        def prepare() -> list[str]:
+            if after not in get_args(After):
+                raise ValueError(f"after must be one of {get_args(After)}, got {after!r}")
+            checked_count("block_bytes", block_bytes, at_least=1)
+            if model in _STAGES:
+                raise ValueError("model must have one gradient stage, got one that has")
+            return [f"after {after}, blocks of {block_bytes} bytes"]
+
+        agreed(comm, "gradient stages", prepare, lambda lines: lines)
+        self.after, self._comm, self._averager = after, comm, averager
+        self._nearby = of_host(comm) if after == "host" else None
+        params = adopt(model, comm).params
+        for arena in params.whole_arenas:
+            arena.add_grad()
+        self._model = ref(model)
+        self._homes = {id(param): place.gradient() for param, place in params}
+        self._blocks = _blocks(params, block_bytes)
+        self._block_of = {id(param): block for block in self._blocks for param in block.params}
+        self._used = np.zeros(len(self._homes), np.int32)
+        self._synchronising = True
+        # Of the pass that goes on: its number, the blocks begun, and this worker's weight.
+        self._pass: int | None = None
+        self._begun, self._weight = 0, 1.0
+        _STAGES[model] = self
+        # Weakly: torch's hooks are roots to the garbage collector, and the stage has the parameters.
+        myself = ref(self)
+
+        def completed(param: Tensor) -> None:
+            stage = myself()
+            if stage is not None:
+                stage._completed(param)
+
+        for param, _ in params:
+            # type: torch does not annotate it
+            param.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
+
+    @property
+    def group(self) -> Communicator | None:
+        """The workers that average the gradients of the next step; None for nobody."""
+        return self._comm if self._averager.step < warmup_of(self._averager) else self._nearby
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes in here only add to this rank's gradients, as in DDP's ``no_sync``."""
+        before, self._synchronising = self._synchronising, False
+        try:
+            yield
+        finally:
+            self._synchronising = before
+
+    def average(self, *, skip: bool = False) -> bool:
+        """Averages the gradients that there are, now; a pass outside of ``no_sync`` does it itself.
+
+        Collective if ``group`` is not None. For clipping this rank's own gradient first.
+
+        Args:
+            skip: whether this worker's own gradients are to be thrown away.
+
+        Returns:
+            Whether there is a step to take: not if all workers of the group skip it.
+
+        Raises:
+            TypeError: for a gradient that is not dense.
+            ValueError: if a parameter requires a gradient that did not when the stage was made.
+            MismatchError, RankFailure: from the reductions.
+        """
+        group = self.group
+        if skip:
+            self._averager.take_back_samples()
+        if group is None:
+            return not skip
+        if self._pass is None:
+            self._begin_pass()
+        self._weight = 0.0 if skip else self._weight
+        self._pass = None
+        self._check_trainable()
+        params = [param for block in self._blocks for param in block.params]
+        self._used[:] = [param.grad is not None and not skip for param in params]
+        for block in self._blocks[self._begun :]:
+            self._begin(block, group)
+        try:
+            for block in self._blocks:
+                assert block.request is not None
+                block.request.wait()
+        except NoWeight:
+            return False
+        group.allreduce(self._used, "max", label="gradients that are used")
+        for param, used in zip(params, self._used.tolist(), strict=True):
+            _give(param, self._homes[id(param)] if used else None)
+        wait_for_devices(params)
+        if group is self._comm:
+            self._averager.forget_samples()
+        return True
+
+    def _begin_pass(self) -> None:
+        samples = self._averager.samples_of_step
+        self._begun, self._weight = 0, 1.0 if samples is None else float(samples)
+        for block in self._blocks:
+            block.missing = {id(param) for param in block.params}
+
+    def _end_pass(self) -> None:
+        self.average()
+
+    def _completed(self, param: Tensor) -> None:
+        """Takes note of a gradient that is complete; begins those blocks that are, in order."""
+        group = self.group if self._synchronising else None
+        if group is None:
+            return
+        number = torch._C._current_graph_task_id()
+        if self._pass not in (None, number):
+            self._pass = None
+            raise RuntimeError(
+                "a backward pass must end before another begins, got one that failed or that "
+                "holds another, as under checkpoint(use_reentrant=True)"
+            )
+        if self._pass is None:
+            self._pass = number
+            self._begin_pass()
+            Variable._execution_engine.queue_callback(self._end_pass)
+        self._bring(param)
+        self._block_of[id(param)].missing.discard(id(param))
+        while self._begun < len(self._blocks) and not self._blocks[self._begun].missing:
+            self._begin(self._blocks[self._begun], group)
+            self._begun += 1
+
+    def _begin(self, block: _Block, group: Communicator) -> None:
+        """Reduces a block in the background, which a worker of weight 0 only takes from."""
+        for param in block.params:
+            if param.grad is None:
+                self._homes[id(param)].zero_()
+            else:
+                self._bring(param)
+        wait_for_devices(block.params)
+        label, weight = f"gradients of step {self._averager.step + 1}", self._weight
+
+        def reduce(comm: Communicator) -> None:
+            comm.allreduce(block.memory, "mean", weight=weight, label=label)
+
+        block.request = group.start(reduce)
+
+    def _bring(self, param: Tensor) -> None:
+        """Makes the home hold the gradient, and the gradient, on the CPU, lie there."""
+        found, home = param.grad, self._homes[id(param)]
+        assert found is not None
+        if found.layout is not torch.strided:
+            raise TypeError(f"gradients must be dense to be averaged, got one of {found.layout}")
+        if found.data_ptr() != home.data_ptr():
+            home.copy_(found.detach(), non_blocking=True)
+            if found.device.type == "cpu":
+                param.grad = home
+
+    def _check_trainable(self) -> None:
+        model = self._model()
+        for name, param in () if model is None else model.named_parameters():
+            if param.requires_grad and id(param) not in self._homes:
+                raise ValueError(
+                    f"parameter {name!r} must require a gradient when the stage is made, got one "
+                    "that came to require it later"
+                )
+
+
+def _blocks(params: Placed, block_bytes: int) -> list[_Block]:
+    """All gradients in blocks, those of the last parameters first."""
+    order = {id(param): number for number, (param, _) in enumerate(params)}
+    blocks: list[_Block] = []
+    for arena in params.whole_arenas:
+        placed = [
+            (arena.slice_of(place.name), param) for param, place in params if place.arena is arena
+        ]
+        placed.sort(key=lambda entry: entry[0].start)
+        end, limit = -1, block_bytes // arena.dtype.itemsize
+        for part, param in placed:
+            full = blocks and blocks[-1].memory.size >= limit
+            if part.start != end or full:
+                begin = part.start
+                blocks.append(_Block(arena.grad.flat[part], []))
+            end = part.stop
+            blocks[-1].memory = arena.grad.flat[begin:end]
+            blocks[-1].params.append(param)
+    return sorted(blocks, key=lambda block: -max(order[id(param)] for param in block.params))
+
+
+def _give(param: Tensor, home: Tensor | None) -> None:
+    """Makes a parameter's gradient what its home holds; None for no gradient."""
+    if home is None or param.device.type == "cpu":
+        param.grad = home
+    elif param.grad is None:
+        param.grad = home.to(param.device, non_blocking=True)
+    else:
+        param.grad.copy_(home, non_blocking=True)
