@@ -32,6 +32,7 @@ from localsgd import (
     PostLocalSGDOptimizer,
     RandomStreams,
     ShardSampler,
+    lr,
     optim,
 )
 
@@ -134,12 +135,10 @@ def bits_per_character(params: Params, windows: Bytes, comm: Communicator) -> fl
     return sum(comm.collect(bits(params, windows[comm.rank :: comm.size]))) / len(windows)
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(steps: int) -> lr.Rate:
     """Rises for a twentieth of training, then falls to zero along a cosine."""
     rise = max(1, steps // 20)
-    if step < rise:
-        return LEARNING_RATE * (step + 1) / rise
-    return LEARNING_RATE / 2 * (1 + np.cos(np.pi * (step - rise) / (steps - rise)))
+    return lr.chain([lr.linear(rise, 1 / rise), lr.cosine(steps - rise)], starts=[rise])
 
 
 def train(
@@ -151,13 +150,12 @@ def train(
     held_out = windows_of(read_modules(HELD_OUT))
     held_out = held_out[:: len(held_out) // HELD_OUT_SAMPLES][:HELD_OUT_SAMPLES]
     params = Arena(start_values(seed), comm)
-    inner = optim.SGD(params, lr=0.0, momentum=0.9, nesterov=True)
-    training = PostLocalSGDOptimizer(inner, averager)
+    inner = optim.SGD(params, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
+    training = PostLocalSGDOptimizer(inner, averager, rate=learning_rate(steps))
     sampler = ShardSampler(len(learn), GLOBAL_BATCH // comm.size, seed=seed, comm=comm)
     losses: list[float] = []
     while averager.step < steps:
         for indices in sampler:
-            training.param_groups[0]["lr"] = learning_rate(averager.step, steps)
             add_gradient(params, params.grad, learn[indices])
             training.step()
             if averager.step % (steps // EVALUATIONS) == 0:

@@ -191,8 +191,8 @@ def apply_rate(rate: Rate, step: int, groups: Sequence[dict[str, Any]]) -> None:
 class Scheduler:
     """Sets the learning rates of an optimizer at a pace of its own, as once an epoch.
 
-    As in PyTorch, ``step()`` goes after the optimizer's. For a rate of the training step no second
-    counter is needed: ``apply_rate(rate, averager.step, training.param_groups)`` before each step.
+    For a rate of the training step, give it to the wrapper instead (``rate=``), which has a
+    counter. Here, as in PyTorch, ``step()`` goes after the optimizer's.
 
     Attributes:
         last_step: how often ``step`` was called.

@@ -116,9 +116,9 @@ def test_a_scheduler_refuses_what_is_no_rate_and_no_position() -> None:
         scheduler.load_state_dict({"last_step": -1})
 
 
-def training_at(value: float) -> tuple[LocalSGD, Arena]:
+def training_at(value: float, rate: lr.Rate | None = None) -> tuple[LocalSGD, Arena]:
     arena = Arena({"w": np.full(1, value)}, solo())
-    return LocalSGD(optim.SGD(arena, lr=8.0), period=2), arena
+    return LocalSGD(optim.SGD(arena, lr=8.0), period=2, rate=rate), arena
 
 
 def steps_with(
@@ -159,22 +159,25 @@ def test_a_scheduler_on_the_wrapper_goes_on_after_a_load(made: str) -> None:
     assert steps_with(resumed, arena, scheduler, 2) == [-14.0, -15.0]
 
 
-def test_a_rate_of_the_training_step_needs_no_counter_but_the_averagers() -> None:
+@pytest.mark.parametrize("given", ["before the load", "after the load"])
+def test_a_rate_given_to_the_wrapper_counts_the_averagers_steps(given: str) -> None:
     """Linear from 8 to 0 in 4 steps; resumed after 2 with nothing but the training's state."""
-    rate = lr.linear(4, 1.0, 0.0)
 
     def steps(training: LocalSGD, arena: Arena, count: int) -> float:
         for _ in range(count):
-            lr.apply_rate(rate, training.averager.step, training.param_groups)
             arena.grad["w"] += 1.0
             training.step()
         return float(arena["w"][0])
 
-    training, arena = training_at(0.0)
+    rate = lr.linear(4, 1.0, 0.0)
+    training, arena = training_at(0.0, rate)
     assert steps(training, arena, 2) == -14.0
-    resumed, arena = training_at(-14.0)
+    resumed, arena = training_at(-14.0, rate if given == "before the load" else None)
     resumed.load_state_dict(training.state_dict())
-    assert steps(resumed, arena, 2) == -20.0
+    resumed.rate = rate
+    assert steps(resumed, arena, 1) == -18.0
+    resumed.skip_step()
+    assert steps(resumed, arena, 1) == -18.0
 
 
 def test_a_new_rate_after_a_load_starts_from_the_rate_that_groups_were_made_with() -> None:
