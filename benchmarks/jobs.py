@@ -22,7 +22,7 @@ _WORKER = "--worker"
 def pythons() -> dict[Library, Path]:
     """The interpreters of environments with an MPI library: this one, and one with MPICH."""
     found: dict[Library, Path] = {}
-    other = os.environ.get("LOCALSGD_MPICH_PYTHON", ROOT / ".venv-mpich/bin/python")
+    other = os.environ.get("LOCALSGD_MPICH_PYTHON", ROOT / ".venv-bench-mpich/bin/python")
     for python in (Path(sys.executable), Path(other)):
         mpirun = python.with_name("mpirun")
         if mpirun.exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,51 @@ from .base import Array
 LARGE_BYTES = 1 << 20
 # So many numbers at a time, which stay in the first-level cache.
 _STRIP = 1024
+# Of more arrays the compiler does not find out whether they overlap, and does one number at a time.
+_MOST_AT_ONCE = 16
 
 Mean: TypeAlias = Callable[[tuple[Array, ...], Array, Any, bool, tuple[Array, ...]], None]
+
+
+Loop = TypeVar("Loop", bound=Callable[..., None])
+
+
+def compiled(loop: Loop) -> Loop | None:
+    """The function as machine code, compiled at its first call for the types given; or None.
+
+    Bits stay, since nothing is reordered or fused, and a division by zero is what numpy makes
+    of it. It runs without the interpreter's lock.
+    """
+    if find_spec("numba") is None:
+        return None
+    import numba
+
+    return numba.njit(loop, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+
+
+@lru_cache
+def mean_in_place(count: int, by_division: bool) -> Callable[..., None] | None:
+    """``mean(*parts, *weights, total)`` for so many parts, which all become their mean; or None.
+
+    The parts have one shape ``(n,)`` and dtype, float32 or float64; of that dtype are the weights,
+    one for each part but the first, and ``total``, as for ``compiled_mean``. One loop reads and
+    writes every part once: a third faster than strips, which fetch each part by fits and starts.
+    """
+    if not 2 <= count <= _MOST_AT_ONCE:
+        return None
+    parts, weights = ([f"{letter}{index}" for index in range(count)] for letter in "pw")
+    others = list(zip(parts, weights, strict=True))[1:]
+    source = f"""
+def mean({", ".join(parts)}, {", ".join(weights[1:])}, total):
+    for i in range(p0.size):
+        first = p0[i]
+        shift = {" + ".join(f"(first - {part}[i]) * {weight}" for part, weight in others)}
+        result = first - shift {"/" if by_division else "*"} total
+        {" = ".join(f"{part}[i]" for part in parts)} = result
+"""
+    names: dict[str, Callable[..., None]] = {}
+    exec(source, names)
+    return compiled(names["mean"])
 
 
 @lru_cache(maxsize=1)
@@ -32,12 +75,7 @@ def compiled_mean() -> Mean | None:
     ``weights``, of the same dtype and shape ``(len(parts),)``. ``total`` is the divisor, or its
     reciprocal unless ``by_division``.
     """
-    if find_spec("numba") is None:
-        return None
-    import numba
-
-    kernel: Mean = numba.njit(_mean, nogil=True)
-    return kernel
+    return compiled(_mean)
 
 
 def _mean(

@@ -182,12 +182,17 @@ class Pass:
             memory[place] for memory in [local[self._me], *(others if self._everywhere else ())]
         ]
 
-    def _sum_host(self, local: Sequence[Array], place: slice, outs: Sequence[Array] = ()) -> Array:
-        """The values of this host's ranks combined, in ``outs`` or until the next call."""
-        assert self._job.op is not None
+    def _parts(self, local: Sequence[Array], place: slice) -> list[Array]:
+        """The values of this host's ranks, which are about to be read."""
         parts = [memory[place] for memory in local]
         used = sum(weight > 0 for i, weight in enumerate(self._weights) if i != self._me)
         self.host_read += used * parts[0].nbytes
+        return parts
+
+    def _sum_host(self, local: Sequence[Array], place: slice, outs: Sequence[Array] = ()) -> Array:
+        """The values of this host's ranks combined, in ``outs`` or until the next call."""
+        assert self._job.op is not None
+        parts = self._parts(local, place)
         return self._scratch.of_host.combine(self._job.op, parts, self._weights, outs)
 
     def _sum_hosts(
@@ -195,6 +200,10 @@ class Pass:
     ) -> Array:
         """The values of all hosts combined, in the targets or until the next call."""
         assert self._job.op is not None
+        if len(self._host_weights) == 1 and self._everywhere:
+            parts = self._parts(local, place)
+            self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
+            return parts[self._me]
         outs = self._targets(local, place)
         if len(self._host_weights) == 1:
             return self._sum_host(local, place, outs)

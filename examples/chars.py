@@ -32,6 +32,7 @@ from localsgd import (
     PostLocalSGDOptimizer,
     RandomStreams,
     ShardSampler,
+    lr,
     optim,
 )
 
@@ -39,6 +40,7 @@ Array: TypeAlias = NDArray[Any]
 Bytes: TypeAlias = NDArray[np.uint8]
 Params: TypeAlias = "Mapping[str, Array]"
 
+LIBRARY = Path(sysconfig.get_path("stdlib"))
 # Modules that every Python from 3.10 on has as one file each.
 LEARNT = """
     _pydecimal _pyio argparse ast base64 bdb calendar cmd codecs compileall configparser contextlib
@@ -53,19 +55,21 @@ HELD_OUT = "bisect fnmatch glob heapq netrc numbers queue reprlib shelve textwra
 # Line feed and printable ASCII; the last symbol stands for everything else.
 ALPHABET = "\n" + "".join(map(chr, range(32, 127))) + "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 16
-EMBEDDING = 12
-HIDDEN = 192
+EMBEDDING = 16
+HIDDEN = 256
 GLOBAL_BATCH = 256
+LEARNING_RATE = 0.3
 HELD_OUT_SAMPLES = 8_192
 EVALUATIONS = 16
 
 
-def read_modules(names: str) -> Bytes:
+def read_modules(names: str, folder: Path = LIBRARY) -> Bytes:
     """The source of these modules, end to end: a number of ``ALPHABET`` for every character."""
-    folder = Path(sysconfig.get_path("stdlib"))
     text = "".join((folder / f"{name}.py").read_text("utf-8") for name in names.split())
-    number = {letter: index for index, letter in enumerate(ALPHABET)}
-    return np.array([number.get(letter, len(ALPHABET) - 1) for letter in text], np.uint8)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    number = np.full(128, len(ALPHABET) - 1, np.uint8)
+    number[[ord(letter) for letter in ALPHABET[:-1]]] = range(len(ALPHABET) - 1)
+    return number[np.minimum(codes, 127)]
 
 
 def windows_of(text: Bytes) -> Bytes:
@@ -79,7 +83,7 @@ def start_values(seed: int, dtype: type[np.floating[Any]] = np.float32) -> dict[
     inputs = CONTEXT * EMBEDDING
     values = {
         "embedding": random.normal(size=(symbols, EMBEDDING)),
-        "w1": random.normal(size=(inputs, HIDDEN)) / np.sqrt(inputs),
+        "w1": random.normal(size=(inputs, HIDDEN)) * np.sqrt(2 / inputs),
         "b1": np.zeros(HIDDEN),
         "w2": random.normal(size=(HIDDEN, symbols)) / np.sqrt(HIDDEN),
         "b2": np.zeros(symbols),
@@ -91,11 +95,11 @@ def forward(params: Params, contexts: Bytes) -> tuple[Array, Array, Array]:
     """Inputs and hidden activations, and the probability of each next character.
 
     inputs = embedding[contexts]
-    hidden = tanh(inputs · w1 + b1)
+    hidden = max(0, inputs · w1 + b1)
     probabilities = softmax(hidden · w2 + b2)
     """
     inputs = params["embedding"][contexts].reshape(len(contexts), -1)
-    hidden = np.tanh(inputs @ params["w1"] + params["b1"])
+    hidden = np.maximum(inputs @ params["w1"] + params["b1"], 0)
     scores = hidden @ params["w2"] + params["b2"]
     scores -= scores.max(axis=1, keepdims=True)
     np.exp(scores, out=scores)
@@ -109,7 +113,7 @@ def add_gradient(params: Params, grad: Params, windows: Bytes) -> None:
     inputs, hidden, delta = forward(params, contexts)
     delta[np.arange(len(targets)), targets] -= 1
     delta /= delta.dtype.type(len(targets))
-    back = (delta @ params["w2"].T) * (1 - hidden * hidden)
+    back = (delta @ params["w2"].T) * (hidden > 0)
     to_inputs = (back @ params["w1"].T).reshape(-1, EMBEDDING)
     of_symbol = np.eye(len(ALPHABET), dtype=delta.dtype)[contexts.reshape(-1)]
     grad["w2"][...] += hidden.T @ delta
@@ -131,12 +135,10 @@ def bits_per_character(params: Params, windows: Bytes, comm: Communicator) -> fl
     return sum(comm.collect(bits(params, windows[comm.rank :: comm.size]))) / len(windows)
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(steps: int) -> lr.Rate:
     """Rises for a twentieth of training, then falls to zero along a cosine."""
     rise = max(1, steps // 20)
-    if step < rise:
-        return 0.3 * (step + 1) / rise
-    return 0.15 * (1 + np.cos(np.pi * (step - rise) / (steps - rise)))
+    return lr.chain([lr.linear(rise, 1 / rise), lr.cosine(steps - rise)], starts=[rise])
 
 
 def train(
@@ -148,13 +150,12 @@ def train(
     held_out = windows_of(read_modules(HELD_OUT))
     held_out = held_out[:: len(held_out) // HELD_OUT_SAMPLES][:HELD_OUT_SAMPLES]
     params = Arena(start_values(seed), comm)
-    inner = optim.SGD(params, lr=0.0, momentum=0.9, nesterov=True)
-    training = PostLocalSGDOptimizer(inner, averager)
+    inner = optim.SGD(params, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
+    training = PostLocalSGDOptimizer(inner, averager, rate=learning_rate(steps))
     sampler = ShardSampler(len(learn), GLOBAL_BATCH // comm.size, seed=seed, comm=comm)
     losses: list[float] = []
     while averager.step < steps:
         for indices in sampler:
-            training.param_groups[0]["lr"] = learning_rate(averager.step, steps)
             add_gradient(params, params.grad, learn[indices])
             training.step()
             if averager.step % (steps // EVALUATIONS) == 0:
@@ -231,7 +232,7 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Local SGD on a language model of characters.")
     parser.add_argument("--threads", type=int, help="workers as threads of this process")
-    parser.add_argument("--steps", type=int, default=4_096, help="a multiple of 64")
+    parser.add_argument("--steps", type=int, default=16_384, help="a multiple of 64")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, default=Path("out/chars.png"))
     arguments = parser.parse_args()

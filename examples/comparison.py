@@ -195,8 +195,9 @@ def draw(
         costs.annotate(
             name,
             (megabytes, middle[-1]),
-            (6, 6),
+            (0, 9),
             textcoords="offset points",
+            ha="center",
             color=line.get_color(),
         )
     label = f"{measure.name}, {measure.unit}"

@@ -44,6 +44,29 @@ def test_result_may_be_written_over_every_part(large: bool) -> None:
     assert all(same_bits(part, expected) for part in parts)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "weights",
+    [*WEIGHTS.values(), [0.5, 0.25, 0.25], [1.0] * 16, [1.0] * 17],
+    ids=[*WEIGHTS, "sum of 1", "sixteen", "seventeen"],
+)
+@pytest.mark.parametrize("large", [True, False], ids=["compiled", "numpy"])
+def test_all_parts_become_their_mean(large: bool, weights: list[float], dtype: Any) -> None:
+    """One loop for up to 16 parts; strips above, and where a weight is 0."""
+    parts = [some_values(rank, COUNT, dtype) for rank in range(len(weights))]
+    expected = shifted_mean(parts, weights)
+    Scratch(COUNT, np.dtype(dtype), large=large).combine_in_place("mean", parts, weights)
+    assert all(same_bits(part, expected) for part in parts)
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["compiled", "numpy"])
+def test_all_parts_become_their_sum(large: bool) -> None:
+    parts = [some_values(rank, COUNT, np.float32) for rank in range(3)]
+    expected = (parts[0] + parts[1]) + parts[2]
+    Scratch(COUNT, np.dtype(np.float32), large=large).combine_in_place("sum", parts, [1.0] * 3)
+    assert all(same_bits(part, expected) for part in parts)
+
+
 def test_opposite_values_near_the_maximum_overflow_as_documented() -> None:
     top = np.full(4, np.finfo(np.float32).max, np.float32)
     with np.errstate(over="ignore"):

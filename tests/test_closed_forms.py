@@ -69,30 +69,34 @@ def test_period_one_is_not_minibatch_adamw() -> None:
         np.testing.assert_allclose(values, [0.0], atol=1e-8)
 
 
+class OuterStep(ModelAverager):
+    """An outer step of SGD: x0 + outer_lr (mean - x0), where x0 is the last result."""
+
+    def __init__(self, comm: Communicator, arena: Arena, period: int, outer_lr: float) -> None:
+        super().__init__(every(period), comm)
+        self.anchor, self.outer_lr = arena.flat.copy(), outer_lr
+
+    def update_of(self, index: int, arena: Arena) -> Any:
+        def update(part: slice, mean: np.ndarray) -> None:
+            mean[...] = self.anchor[part] + self.outer_lr * (mean - self.anchor[part])
+
+        return update
+
+    def average_parameters(self, params: Any) -> bool:
+        fired = super().average_parameters(params)
+        if fired:
+            self.anchor[...] = params[0].flat
+        return fired
+
+
 @pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])
 def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -> None:
     """x = x0 + lr (mean - x0); lr 1 is plain averaging. Workers drift by r+1 a round."""
 
-    class OuterStep(ModelAverager):
-        def __init__(self, comm: Communicator, arena: Arena) -> None:
-            super().__init__(every(2), comm)
-            self.anchor = arena.flat.copy()
-
-        def update_of(self, index: int, arena: Arena) -> Any:
-            def update(part: slice, mean: np.ndarray) -> None:
-                mean[...] = self.anchor[part] + outer_lr * (mean - self.anchor[part])
-
-            return update
-
-        def average_parameters(self, params: Any) -> bool:
-            fired = super().average_parameters(params)
-            if fired:
-                self.anchor[...] = params[0].flat
-            return fired
-
     def work(comm: Communicator) -> list[float]:
         arena = Arena({"x": np.zeros(5)}, comm)
-        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), OuterStep(comm, arena))
+        averager = OuterStep(comm, arena, 2, outer_lr)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), averager)
         seen = []
         for _ in range(6):
             arena.grad.flat[...] = -(comm.rank + 1) / 2
@@ -151,6 +155,42 @@ def test_variance_and_spread_of_the_stationary_law(period: int, rounds: int) -> 
         assert abs(measured_spread / spread - 1) < 4 * np.sqrt(2 / (7 * coordinates))
 
 
+def stationary_with_slopes(comm: Communicator, period: int, rounds: int) -> tuple[float, float]:
+    """Mean square after the last round, and the standard error of that mean.
+
+    Gradient (1 + 1.5 ξ) x + ζ at lr 0.2, ξ and ζ of variance 1, in 20,000 coordinates from 0.
+    """
+    arena = Arena({"x": np.zeros(20_000)}, comm)
+    training = LocalSGD(optim.SGD(arena, lr=0.2), period)
+    rng = np.random.default_rng([11, comm.rank])
+    for _ in range(rounds * period):
+        slope, noise = rng.standard_normal((2, arena.flat.size))
+        arena.grad.flat[...] = (1 + 1.5 * slope) * arena.flat + noise
+        training.step()
+    squares = arena.flat**2
+    return float(squares.mean()), float(squares.std() / np.sqrt(squares.size))
+
+
+@pytest.mark.parametrize(
+    ("period", "rounds", "expected"), [(1, 60, 0.01434), (4, 15, 0.01622), (16, 5, 0.01843)]
+)
+def test_where_noise_grows_with_the_distance_longer_periods_cost(
+    period: int, rounds: int, expected: float
+) -> None:
+    """K = 8, η = 0.2, a = 1 - η = 0.8, σ₁ = 1.5, ρ = a² + η² σ₁² = 0.73.
+
+        E x² = (η² (1 - ρ^H) / (1 - ρ) / K) / (1 - ρ^H / K - (1 - 1/K) a^2H)
+
+    What the start weighs has fallen below 1e-9 by then. Four standard errors are allowed.
+    """
+    size, lr, decay, growth = 8, 0.2, 0.8, 0.73
+    noise = lr**2 * (1 - growth**period) / (1 - growth) / size
+    law = noise / (1 - growth**period / size - (1 - 1 / size) * decay ** (2 * period))
+    assert round(law, 5) == expected
+    for measured, error in run_threads(size, stationary_with_slopes, period, rounds, hosts="3+3+2"):
+        assert abs(measured - law) < 4 * error
+
+
 def problem(rank: int, alike: bool) -> tuple[np.ndarray, np.ndarray]:
     """A positive definite A and a centre b of ½(x-b)'A(x-b), of this rank alone."""
     rng = np.random.default_rng(0 if alike else rank)
@@ -158,13 +198,18 @@ def problem(rank: int, alike: bool) -> tuple[np.ndarray, np.ndarray]:
     return root @ root.T / 6 + 0.5 * np.eye(3), np.random.default_rng(100 + rank).normal(size=3)
 
 
-def solve(size: int, hosts: str, period: int, rounds: int, *, alike: bool) -> np.ndarray:
+def solve(
+    size: int, hosts: str, period: int, rounds: int, *, alike: bool, outer_lr: float | None = None
+) -> np.ndarray:
     """Where local gradient descent at lr 0.1 ends, equal on all ranks."""
 
     def work(comm: Communicator) -> np.ndarray:
         curvature, centre = problem(comm.rank, alike)
         arena = Arena({"x": np.zeros(3)}, comm)
-        training = LocalSGD(optim.SGD(arena, lr=0.1), period)
+        averager = ModelAverager(every(period), comm)
+        if outer_lr is not None:
+            averager = OuterStep(comm, arena, period, outer_lr)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
         for _ in range(rounds * period):
             arena.grad["x"] = curvature @ (arena["x"] - centre)
             training.step()
@@ -202,6 +247,14 @@ def test_heterogeneous_workers_end_at_the_known_fixed_point(
     assert np.allclose(found, optimum, rtol=1e-6, atol=1e-9) != biased
 
 
+@pytest.mark.parametrize("outer_lr", [0.5, 1.3])
+def test_an_outer_learning_rate_leaves_the_fixed_point_where_it_is(outer_lr: float) -> None:
+    """There the mean of the workers' moves is 0, and so is every multiple of it."""
+    plain = solve(3, "2+1", 8, 100, alike=False)
+    stepped = solve(3, "2+1", 8, 200, alike=False, outer_lr=outer_lr)
+    np.testing.assert_allclose(stepped, plain, rtol=1e-10, atol=1e-12)
+
+
 def test_long_periods_end_at_the_mean_of_the_centres() -> None:
     centres = [problem(rank, alike=False)[1] for rank in range(3)]
     found = solve(3, "2+1", 600, 2, alike=False)
@@ -229,3 +282,34 @@ def test_a_round_contracts_by_the_power_of_the_local_step() -> None:
         return seen
 
     assert run_threads(3, work, hosts="2+1") == [[343.0, 343.0 * 343.0 / 512.0]] * 3
+
+
+@pytest.mark.parametrize("period", [1, 3, 7])
+def test_workers_with_the_same_data_are_one_worker(period: int) -> None:
+    """Whatever the period; to the bit, since the mean of equal values is that value."""
+
+    def work(comm: Communicator) -> bytes:
+        arena = Arena(initial_values(), comm)
+        training = LocalSGD(optim.AdamW(arena, lr=0.01), period, comm=comm)
+        for step in range(1, 15):
+            arena.grad.flat[...] = gradient(0, step, arena.flat)
+            training.step()
+        return arena.flat.tobytes()
+
+    alone = work(solo())
+    for size, hosts in LAYOUTS:
+        assert run_threads(size, work, hosts=hosts) == [alone] * size
+
+
+@pytest.mark.parametrize("period", [1, 4, 16])
+def test_bytes_fall_with_the_period(period: int) -> None:
+    """M hosts of one worker send 2 (1 - 1/M) times the buffer each a round: 1/H a step."""
+
+    def work(comm: Communicator) -> int:
+        arena = Arena({"x": np.zeros(600, np.float32)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=0.1), period)
+        for _ in range(16):
+            training.step()
+        return training.averager.traffic.sent
+
+    assert run_threads(3, work, hosts="1+1+1") == [16 // period * 2 * 2 * 2400 // 3] * 3

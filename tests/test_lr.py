@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsgd import Arena, lr, optim, solo
+from localsgd import Arena, LocalSGD, lr, optim, solo
 
 
 def values(rate: lr.Rate, steps: int, initial: float = 8.0) -> list[float]:
@@ -114,3 +114,76 @@ def test_a_scheduler_refuses_what_is_no_rate_and_no_position() -> None:
         scheduler.load_state_dict({})
     with pytest.raises(ValueError, match="last_step must be at least 0"):
         scheduler.load_state_dict({"last_step": -1})
+
+
+def training_at(value: float, rate: lr.Rate | None = None) -> tuple[LocalSGD, Arena]:
+    arena = Arena({"w": np.full(1, value)}, solo())
+    return LocalSGD(optim.SGD(arena, lr=8.0), period=2, rate=rate), arena
+
+
+def steps_with(
+    training: LocalSGD, arena: Arena, scheduler: lr.Scheduler, count: int
+) -> list[float]:
+    seen = []
+    for _ in range(count):
+        arena.grad["w"] += 1.0
+        training.step()
+        scheduler.step()
+        seen.append(float(arena["w"][0]))
+    return seen
+
+
+def test_a_scheduler_on_the_wrapper_sets_the_rates_of_its_steps() -> None:
+    """Gradient 1 at rates 8, 4, 2, 1 from 0."""
+    training, arena = training_at(0.0)
+    scheduler = lr.Scheduler(training, lr.decay(1, 0.5))
+    assert steps_with(training, arena, scheduler, 4) == [-8.0, -12.0, -14.0, -15.0]
+
+
+@pytest.mark.parametrize("made", ["before the load", "after the load"])
+def test_a_scheduler_on_the_wrapper_goes_on_after_a_load(made: str) -> None:
+    """Rates 8 and 4 to -12, saved in mid-training; then 2 and 1, as if never stopped."""
+    training, arena = training_at(0.0)
+    scheduler = lr.Scheduler(training, lr.decay(1, 0.5))
+    steps_with(training, arena, scheduler, 2)
+    saved, position = training.state_dict(), scheduler.state_dict()
+
+    resumed, arena = training_at(-12.0)
+    if made == "before the load":
+        scheduler = lr.Scheduler(resumed, lr.decay(1, 0.5))
+    resumed.load_state_dict(saved)
+    if made == "after the load":
+        scheduler = lr.Scheduler(resumed, lr.decay(1, 0.5))
+    scheduler.load_state_dict(position)
+    assert resumed.param_groups[0]["lr"] == 2.0
+    assert steps_with(resumed, arena, scheduler, 2) == [-14.0, -15.0]
+
+
+@pytest.mark.parametrize("given", ["before the load", "after the load"])
+def test_a_rate_given_to_the_wrapper_counts_the_averagers_steps(given: str) -> None:
+    """Linear from 8 to 0 in 4 steps; resumed after 2 with nothing but the training's state."""
+
+    def steps(training: LocalSGD, arena: Arena, count: int) -> float:
+        for _ in range(count):
+            arena.grad["w"] += 1.0
+            training.step()
+        return float(arena["w"][0])
+
+    rate = lr.linear(4, 1.0, 0.0)
+    training, arena = training_at(0.0, rate)
+    assert steps(training, arena, 2) == -14.0
+    resumed, arena = training_at(-14.0, rate if given == "before the load" else None)
+    resumed.load_state_dict(training.state_dict())
+    resumed.rate = rate
+    assert steps(resumed, arena, 1) == -18.0
+    resumed.skip_step()
+    assert steps(resumed, arena, 1) == -18.0
+
+
+def test_a_new_rate_after_a_load_starts_from_the_rate_that_groups_were_made_with() -> None:
+    training, arena = training_at(0.0)
+    steps_with(training, arena, lr.Scheduler(training, lr.decay(1, 0.5)), 3)
+    resumed, _ = training_at(0.0)
+    resumed.load_state_dict(training.state_dict())
+    lr.Scheduler(resumed, lr.constant(0.25))
+    assert resumed.param_groups[0]["lr"] == 2.0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from localsgd.checks import checked_flag, checked_number
 from localsgd.optim.base import Optimizer
 from localsgd.optim.block import Block
+from localsgd.optim.compiled import adam_loop
 from localsgd.optim.groups import Group, ParamsLike
 
 
@@ -28,9 +29,11 @@ class Adam(Optimizer):
 
     With ``amsgrad`` the last line takes the largest v so far. In ``state``, ``m``, ``v`` and the
     largest v are ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq``. ``maximize`` negates the
-    gradient first.
+    gradient first. A class that is ``decoupled`` multiplies ``params`` by 1 - lr · weight_decay in
+    place of the first line.
     """
 
+    decoupled: ClassVar[bool] = False
     state_keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     counts_steps = True
     means_state = True
@@ -71,16 +74,14 @@ class Adam(Optimizer):
     def kept(self, group: Group) -> tuple[str, ...]:
         return self.state_keys if group["amsgrad"] else self.state_keys[:2]
 
-    def decay(self, group: Group, block: Block) -> None:
-        """Lets the weights decay, before the gradient is used."""
-        if group["weight_decay"]:
-            block.grad += np.multiply(block.params, group["weight_decay"], out=block.scratch)
-
     def update(self, group: Group, block: Block) -> None:
         grad, scratch = block.grad, block.scratch
         mean, square = block.state["exp_avg"], block.state["exp_avg_sq"]
         beta1, beta2 = group["betas"]
-        self.decay(group, block)
+        if self.decoupled:
+            block.params *= 1 - group["lr"] * group["weight_decay"]
+        elif group["weight_decay"]:
+            grad += np.multiply(block.params, group["weight_decay"], out=scratch)
         np.subtract(grad, mean, out=scratch)
         scratch *= 1 - beta1
         mean += scratch
@@ -97,6 +98,25 @@ class Adam(Optimizer):
         np.divide(mean, scratch, out=scratch)
         scratch *= group["lr"] / (1 - beta1**block.step)
         block.params -= scratch
+
+    def update_long(self, group: Group, block: Block) -> bool:
+        adds_decay = bool(group["weight_decay"]) and not self.decoupled
+        loop = adam_loop(adds_decay)
+        if loop is None or group["amsgrad"]:
+            return False
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        numbers = (
+            decay if adds_decay else 1 - group["lr"] * decay,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            sqrt(1 - beta2**block.step),
+            group["eps"],
+            group["lr"] / (1 - beta1**block.step),
+        )
+        moments = block.state["exp_avg"], block.state["exp_avg_sq"]
+        loop(block.params, block.grad, *moments, *map(block.params.dtype.type, numbers))
+        return True
 
 
 def checked_betas(betas: object) -> tuple[float, ...]:

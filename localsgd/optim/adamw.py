@@ -7,8 +7,7 @@ Algorithm 2, with the constants and the order of arithmetic of torch.optim.AdamW
 from __future__ import annotations
 
 from localsgd.optim.adam import Adam
-from localsgd.optim.block import Block
-from localsgd.optim.groups import Group, ParamsLike
+from localsgd.optim.groups import ParamsLike
 
 
 class AdamW(Adam):
@@ -18,6 +17,8 @@ class AdamW(Adam):
 
         params = (1 - lr · weight_decay) · params
     """
+
+    decoupled = True
 
     def __init__(
         self,
@@ -39,6 +40,3 @@ class AdamW(Adam):
             amsgrad=amsgrad,
             maximize=maximize,
         )
-
-    def decay(self, group: Group, block: Block) -> None:
-        block.params *= 1 - group["lr"] * group["weight_decay"]

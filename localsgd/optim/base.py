@@ -1,8 +1,7 @@
 """How one worker takes a local step: parameter groups, state, and one pass over memory.
 
-An algorithm is a rule for one block of numbers. The base walks the flat buffers in blocks that
-fit the cache, merging neighbouring parameters, so no temporary has the model's size. Float16 and
-bfloat16 are computed in float32, block by block, with state in float32.
+An algorithm is a rule for one block of numbers, and ``walk.py`` takes it over the flat buffers.
+Float16 and bfloat16 are computed in float32 with state in float32.
 
 **A step consumes the gradients: afterwards they are zero.** So gradients are accumulated with
 ``+=``, one that was never written counts as zero, and none is ever used twice.
@@ -16,8 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
 from localsgd.comm.base import Array
@@ -26,7 +23,6 @@ from localsgd.optim.groups import (
     Group,
     Member,
     ParamsLike,
-    Run,
     as_groups,
     comm_of,
     lines_of,
@@ -34,8 +30,8 @@ from localsgd.optim.groups import (
     subsets_of,
 )
 from localsgd.optim.saved import Loaded, SavedState, read_saved
+from localsgd.optim.walk import Walk
 
-BLOCK = 32_768
 EXTRAS = ("initial_lr", "name")
 
 
@@ -75,7 +71,7 @@ class Optimizer(ABC):
         self.param_groups: list[Group] = []
         self._members: list[Member] = []
         self._state: dict[str, dict[str, Array]] = {}
-        self._room: dict[np.dtype[Any], Array] = {}
+        self._walk = Walk()
         self._reserves = False
         given = as_groups(params)
 
@@ -96,6 +92,14 @@ class Optimizer(ABC):
     @abstractmethod
     def update(self, group: Group, block: Block) -> None:
         """Changes ``block.params`` and ``block.state`` by one step."""
+
+    def update_long(self, group: Group, block: Block) -> bool:
+        """Does what ``update`` does, to the bit, to a block of any length; zeroes ``block.grad``.
+
+        Returns:
+            False if it has done nothing: no loop is compiled for these hyperparameters.
+        """
+        return False
 
     @property
     def state(self) -> Mapping[str, Mapping[str, Array]]:
@@ -119,9 +123,15 @@ class Optimizer(ABC):
 
         Returns:
             What ``closure`` returned.
+
+        Raises:
+            TypeError, ValueError: if a hyperparameter was set to something invalid; the step is
+                then not taken.
         """
         loss = None if closure is None else closure()
-        for group, member in zip(self.param_groups, self._members, strict=True):
+        # A schedule may have set numpy scalars, which would widen the arithmetic.
+        groups = [self.checked(group) for group in self.param_groups]
+        for group, member in zip(groups, self._members, strict=True):
             keys = self.kept(group)
             fresh = frozenset(keys).difference(member.columns)
             if fresh:
@@ -129,7 +139,7 @@ class Optimizer(ABC):
             if self.counts_steps:
                 member.step += 1
             for run in member.runs:
-                self._update_run(group, run, keys, fresh, int(member.step))
+                self._walk.take(self, group, run, keys, fresh, int(member.step))
         return loss
 
     def zero_grad(self) -> None:
@@ -265,39 +275,6 @@ class Optimizer(ABC):
                     self._state.setdefault(name, {})[key] = view
                     if self.counts_steps:
                         self._state[name]["step"] = member.step
-
-    def _update_run(
-        self, group: Group, run: Run, keys: Sequence[str], fresh: frozenset[str], step: int
-    ) -> None:
-        wide = run.dtype != run.arena.dtype
-        for part, shape in run.parameters() if self.by_parameter else run.blocks(BLOCK):
-            here = slice(part.start - run.part.start, part.stop - run.part.start)
-            params, grad = run.arena.flat[part], run.arena.grad.flat[part]
-            room = self._room_for(run.dtype, params.size)
-            block = Block(
-                params.reshape(shape),
-                grad.reshape(shape),
-                room[0].reshape(shape),
-                {key: run.state[key][here].reshape(shape) for key in keys},
-                fresh,
-                step,
-            )
-            if wide:
-                room[1], room[2] = params, grad
-                block.params, block.grad = room[1].reshape(shape), room[2].reshape(shape)
-            if group.get("maximize"):
-                np.negative(block.grad, out=block.grad)
-            self.update(group, block)
-            if wide:
-                params[...] = room[1]
-            grad[...] = 0
-
-    def _room_for(self, dtype: np.dtype[Any], count: int) -> Array:
-        """Three rows of ``count`` numbers to compute in; kept from step to step."""
-        room = self._room.get(dtype)
-        if room is None or room.shape[1] < count:
-            room = self._room[dtype] = np.empty((3, max(count, BLOCK)), dtype)
-        return room[:, :count]
 
     def _take(self, group: Group, member: Member, loaded: SavedState) -> None:
         member.forget()

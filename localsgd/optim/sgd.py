@@ -13,6 +13,7 @@ import numpy as np
 from localsgd.checks import checked_flag, checked_number
 from localsgd.optim.base import Optimizer
 from localsgd.optim.block import Block
+from localsgd.optim.compiled import sgd_loop
 from localsgd.optim.groups import Group, ParamsLike
 
 
@@ -89,3 +90,14 @@ class SGD(Optimizer):
             else:
                 direction = buffer
         params -= np.multiply(direction, group["lr"], out=scratch)
+
+    def update_long(self, group: Group, block: Block) -> bool:
+        momentum, decay = group["momentum"], group["weight_decay"]
+        loop = sgd_loop(bool(momentum), bool(group["nesterov"]), bool(decay))
+        if loop is None:
+            return False
+        buffer = block.state["momentum_buffer"] if momentum else block.grad
+        numbers = (group["lr"], momentum, 1 - group["dampening"], decay)
+        arrays = block.params, block.grad, buffer
+        loop(*arrays, bool(block.fresh), *map(block.params.dtype.type, numbers))
+        return True
