@@ -81,23 +81,21 @@ class PostLocalSGDOptimizer:
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
         self._meeting: Meeting | None = None
         self._along: list[Companion] = []
-        if (gradients, state, buffers, rate) != (None, "local", None, None):
+        given = (gradients, buffers, rate)
+        if state != "local" or any(option is not None for option in given):
             core = self._core("options")
 
             def prepare() -> list[str]:
                 check_policy(state, optim)
-                if not isinstance(buffers, Buffers | None):
-                    raise TypeError(f"buffers must be Buffers, got {buffers!r}")
-                if not isinstance(rate, Rate | None):
-                    raise TypeError(f"rate must have at(step, initial), got {rate!r}")
-                if not isinstance(gradients, GradientStage | None):
-                    raise TypeError(f"gradients must be a GradientStage, got {gradients!r}")
+                for value, kind in zip(given, (GradientStage, Buffers, Rate), strict=True):
+                    if value is not None and not isinstance(value, kind):
+                        raise TypeError(f"an option must be a {kind.__name__}, got {value!r}")
                 if gradients is not None and gradients.comm is not core.comm:
                     raise ValueError(
                         "gradients must be averaged among the averager's workers, got "
                         f"{gradients.comm!r} and {core.comm!r}"
                     )
-                return [f"{gradients!r}", f"state={state!r}", f"{buffers!r}", f"{rate!r}"]
+                return [f"state={state!r}", *(repr(option) for option in given)]
 
             agreed_among(core.comm, "options", prepare, lambda lines: lines)
             companions = (state_companion(state, optim), buffers)
@@ -132,12 +130,13 @@ class PostLocalSGDOptimizer:
                 step; when the round fails the local step is taken, and not counted.
         """
         count = checked_count("micro_batches", micro_batches, at_least=1)
-        self._tell("step")
         self._set_rate()
         if self.gradients is None and count == 1:
             loss = self.optim.step() if closure is None else self.optim.step(closure)
+            self._tell("step")
         else:
             loss = None if closure is None else closure()
+            self._tell("step")
             for arena in self.optim.arenas if count > 1 else ():
                 divide(arena.grad.flat, count)
             self._step_averaged(skip=False)
@@ -151,8 +150,8 @@ class PostLocalSGDOptimizer:
         averaged in this step, the worker takes the step of the others, so that replicas stay
         equal; if all skip it, and where each worker steps alone, no step is taken.
         """
-        self._tell("step")
         self._set_rate()
+        self._tell("step")
         self._step_averaged(skip=True)
         self._count()
 
@@ -168,7 +167,7 @@ class PostLocalSGDOptimizer:
         Collective, at equal steps. A worker that leaves goes on answering the others until all
         have left; then all hold a last round and stand at the step of the longest. In a round a
         worker weighs the samples that it has recorded since the last one; without any, all that
-        have taken a step since then weigh the same. Learning rates that change belong in
+        have taken or skipped a step since then weigh the same. Learning rates that change belong in
         ``rate``, as a worker without data takes the steps of averaged gradients, too.
 
         Raises:
@@ -230,7 +229,12 @@ class PostLocalSGDOptimizer:
             MismatchError: on every rank, if steps differ or another rank's does not fit.
         """
         comm = self.averager.comm if isinstance(self.averager, ModelAverager) else NON_MEMBER
-        load_together(comm, self.averager, lambda: self._saved_parts(state_dict))
+        parts: dict[str, Stateful] = {"": self.optim}
+        if self.buffers is not None:
+            parts["buffers"] = self.buffers
+        if isinstance(self.averager, Stateful):
+            parts["averager"] = self.averager
+        load_together(comm, state_dict, self.averager, parts, optional=("averager",))
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "
@@ -316,19 +320,3 @@ class PostLocalSGDOptimizer:
             self._core("state and buffers").average_parameters(self.optim.arenas, self._along)
         else:
             self.averager.average_parameters(params=self.optim.arenas)
-
-    def _saved_parts(
-        self, state_dict: Mapping[str, Any]
-    ) -> tuple[int, list[tuple[Stateful, Mapping[str, Any]]]]:
-        """The step, and what was saved of every part that there is."""
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a mapping, got {state_dict!r}")
-        step = checked_count("step", state_dict.get("step", 0), at_least=0)
-        parts: list[tuple[Stateful, Mapping[str, Any]]] = [(self.optim, state_dict)]
-        if self.buffers is not None:
-            if "buffers" not in state_dict:
-                raise ValueError(f"state_dict must have 'buffers', got {list(state_dict)}")
-            parts.append((self.buffers, state_dict["buffers"]))
-        if isinstance(self.averager, Stateful) and "averager" in state_dict:
-            parts.append((self.averager, state_dict["averager"]))
-        return step, parts
