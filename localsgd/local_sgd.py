@@ -79,4 +79,5 @@ class LocalSGD(PostLocalSGDOptimizer):
 
     def mean(self) -> dict[str, Array]:
         """The workers' mean parameters, for evaluating; theirs stay as they are. Collective."""
+        self._tell("mean")
         return self.averager.mean_of(self.optim.arenas)

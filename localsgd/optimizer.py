@@ -10,8 +10,8 @@ dict this keeps.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from localsgd.agreement import agreed_among
@@ -21,9 +21,11 @@ from localsgd.buffers import Buffers
 from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER
 from localsgd.gradients import GradientStage, divide
+from localsgd.loading import load_together
 from localsgd.lr import Rate, apply_rate
 from localsgd.parts import Averager, InnerOptimizer, Stateful
 from localsgd.state import Policy, check_policy, state_companion
+from localsgd.uneven import Kind, Meeting, Wanted
 
 
 class PostLocalSGDOptimizer:
@@ -77,24 +79,23 @@ class PostLocalSGDOptimizer:
         self.optim = optim
         self.averager = averager
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
+        self._meeting: Meeting | None = None
         self._along: list[Companion] = []
-        if (gradients, state, buffers, rate) != (None, "local", None, None):
+        given = (gradients, buffers, rate)
+        if state != "local" or any(option is not None for option in given):
             core = self._core("options")
 
             def prepare() -> list[str]:
                 check_policy(state, optim)
-                if not isinstance(buffers, Buffers | None):
-                    raise TypeError(f"buffers must be Buffers, got {buffers!r}")
-                if not isinstance(rate, Rate | None):
-                    raise TypeError(f"rate must have at(step, initial), got {rate!r}")
-                if not isinstance(gradients, GradientStage | None):
-                    raise TypeError(f"gradients must be a GradientStage, got {gradients!r}")
+                for value, kind in zip(given, (GradientStage, Buffers, Rate), strict=True):
+                    if value is not None and not isinstance(value, kind):
+                        raise TypeError(f"an option must be a {kind.__name__}, got {value!r}")
                 if gradients is not None and gradients.comm is not core.comm:
                     raise ValueError(
                         "gradients must be averaged among the averager's workers, got "
                         f"{gradients.comm!r} and {core.comm!r}"
                     )
-                return [f"{gradients!r}", f"state={state!r}", f"{buffers!r}", f"{rate!r}"]
+                return [f"state={state!r}", *(repr(option) for option in given)]
 
             agreed_among(core.comm, "options", prepare, lambda lines: lines)
             companions = (state_companion(state, optim), buffers)
@@ -132,8 +133,10 @@ class PostLocalSGDOptimizer:
         self._set_rate()
         if self.gradients is None and count == 1:
             loss = self.optim.step() if closure is None else self.optim.step(closure)
+            self._tell("step")
         else:
             loss = None if closure is None else closure()
+            self._tell("step")
             for arena in self.optim.arenas if count > 1 else ():
                 divide(arena.grad.flat, count)
             self._step_averaged(skip=False)
@@ -148,12 +151,49 @@ class PostLocalSGDOptimizer:
         equal; if all skip it, and where each worker steps alone, no step is taken.
         """
         self._set_rate()
+        self._tell("step")
         self._step_averaged(skip=True)
         self._count()
 
+    @contextmanager
+    def uneven(self) -> Iterator[None]:
+        """Lets workers take different numbers of steps; at its end all hold equal parameters.
+
+            with training.uneven():
+                for batch in batches:      # of any number, none included
+                    …
+                    training.step()
+
+        Collective, at equal steps. A worker that leaves goes on answering the others until all
+        have left; then all hold a last round and stand at the step of the longest. In a round a
+        worker weighs the samples that it has recorded since the last one; without any, all that
+        have taken or skipped a step since then weigh the same. Learning rates that change belong in
+        ``rate``, as a worker without data takes the steps of averaged gradients, too.
+
+        Raises:
+            TypeError: for an averager that is not one of ``localsgd.averagers``.
+            MismatchError: on every rank, if ranks stand at different steps, or those with data
+                do different things.
+            RankFailure: on the others, if a rank fails before all have left.
+        """
+        averager = self._core("uneven()")
+        if self._meeting is not None:
+            raise ValueError("uneven() must not be entered twice, got a second time")
+        if averager.comm is not NON_MEMBER:
+            self._meeting = Meeting(averager.comm, averager.step)
+        averager.allow_uneven(True)
+        try:
+            yield
+            if self._meeting is not None:
+                self._answer(averager, self._meeting)
+        finally:
+            self._meeting = None
+            averager.allow_uneven(False)
+
     def flush(self) -> None:
         """Averages now, as at the end of training; counts no step. Collective."""
-        self._core("flush").flush(self.optim.arenas, self._along)
+        self._tell("flush")
+        self._core("flush()").flush(self.optim.arenas, self._along)
 
     def zero_grad(self) -> None:
         """Sets the gradients to zero, to throw them away; a step does so itself."""
@@ -189,13 +229,12 @@ class PostLocalSGDOptimizer:
             MismatchError: on every rank, if steps differ or another rank's does not fit.
         """
         comm = self.averager.comm if isinstance(self.averager, ModelAverager) else NON_MEMBER
-        taken: list[Callable[[], object]] = []
-        try:
-            agreed_among(comm, "state dicts", lambda: self._take(state_dict, taken), _step_line)
-        except BaseException:
-            for put_back in reversed(taken):
-                put_back()
-            raise
+        parts: dict[str, Stateful] = {"": self.optim}
+        if self.buffers is not None:
+            parts["buffers"] = self.buffers
+        if isinstance(self.averager, Stateful):
+            parts["averager"] = self.averager
+        load_together(comm, state_dict, self.averager, parts, optional=("averager",))
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "
@@ -215,6 +254,49 @@ class PostLocalSGDOptimizer:
                 f"{wanted_by} must have an averager of localsgd.averagers, got {self.averager!r}"
             )
         return self.averager
+
+    def _tell(self, kind: Kind) -> None:
+        """Where workers end unevenly, tells those without data, if they are needed."""
+        if self._meeting is None:
+            return
+        averager = self._core("uneven()")
+        step, by_gradient = averager.step, False
+        if kind == "step":
+            step += 1
+            stage = self.gradients
+            by_gradient = stage is not None and stage.group_due(averager) is not None
+            if not by_gradient and averager.group_due(step) is None:
+                return
+        by_samples = by_gradient and averager.samples_of_step is not None
+        self._meeting.tell(Wanted(kind, step, by_samples))
+
+    def _answer(self, averager: ModelAverager, meeting: Meeting) -> None:
+        """Takes part in what others do, without data, until all are done."""
+        while isinstance(wanted := meeting.answer(averager.step), Wanted):
+            before = wanted.step - (wanted.kind == "step")
+            self._sit_out(averager, before)
+            if wanted.kind == "flush":
+                averager.flush(self.optim.arenas, self._along)
+            elif wanted.kind == "mean":
+                averager.mean_of(self.optim.arenas)
+            else:
+                self._set_rate()
+                if self.gradients is not None:
+                    if wanted.by_samples:
+                        averager.record_samples(0)
+                    self._step_averaged(skip=True)
+                averager.sit_out(self.optim.arenas, self._along)
+        self._sit_out(averager, wanted)
+        if not averager.flush(self.optim.arenas, self._along):
+            # Nobody has anything to give, so whoever is not equal by now moved without weight.
+            averager.forget_samples()
+            averager.allow_uneven(False)
+            averager.flush(self.optim.arenas, self._along)
+
+    def _sit_out(self, averager: ModelAverager, step: int) -> None:
+        """Counts the steps up to this one, in which nothing is averaged."""
+        while averager.step < step:
+            averager.sit_out(self.optim.arenas, self._along)
 
     def _set_rate(self) -> None:
         if self.rate is not None:
@@ -238,29 +320,3 @@ class PostLocalSGDOptimizer:
             self._core("state and buffers").average_parameters(self.optim.arenas, self._along)
         else:
             self.averager.average_parameters(params=self.optim.arenas)
-
-    def _take(
-        self, state_dict: Mapping[str, Any], taken: list[Callable[[], object]]
-    ) -> Mapping[str, Any]:
-        """Loads every part, and adds to ``taken`` how to undo what it has done."""
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a mapping, got {state_dict!r}")
-        step = checked_count("step", state_dict.get("step", 0), at_least=0)
-        parts: list[tuple[Stateful, Mapping[str, Any]]] = [(self.optim, state_dict)]
-        if self.buffers is not None:
-            if "buffers" not in state_dict:
-                raise ValueError(f"state_dict must have 'buffers', got {list(state_dict)}")
-            parts.append((self.buffers, state_dict["buffers"]))
-        if isinstance(self.averager, Stateful) and "averager" in state_dict:
-            parts.append((self.averager, state_dict["averager"]))
-        for part, saved in parts:
-            previous = part.state_dict()
-            part.load_state_dict(saved)
-            taken.append(partial(part.load_state_dict, previous))
-        taken.append(partial(setattr, self.averager, "step", self.averager.step))
-        self.averager.step = step
-        return state_dict
-
-
-def _step_line(state_dict: Mapping[str, Any]) -> Sequence[str]:
-    return [f"step {state_dict.get('step', 0)}"]

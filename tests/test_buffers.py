@@ -231,6 +231,7 @@ def test_buffers_are_in_the_state_dict_and_loaded_in_place() -> None:
         ({"batches": np.array(1.5)}, TypeError, "'batches' must be given integers, got float64"),
         ({"new": np.ones(2)}, ValueError, "saved buffers must be .* got .*'new'"),
         (None, ValueError, "state_dict must have 'buffers'"),
+        ("nothing", TypeError, "state_dict must be a mapping, got None"),
     ],
 )
 def test_a_failing_load_changes_nothing_on_any_rank(
@@ -240,13 +241,15 @@ def test_a_failing_load_changes_nothing_on_any_rank(
         training, arena, _ = begin(comm, period=4)
         arena.grad.flat[...] = 1.0
         training.step()
-        saved = training.state_dict()
+        saved: Any = training.state_dict()
         before = training.state_dict()
         saved["step"] = 3
         saved["param_groups"][0]["lr"] = 9.0
         saved["buffers"]["mean"] = np.full(3, 5.0)
         if comm.rank == 1 and change is None:
             del saved["buffers"]
+        elif comm.rank == 1 and change == "nothing":
+            saved = None
         elif comm.rank == 1:
             saved["buffers"].update(change)
         with pytest.raises(error if comm.rank == 1 else MismatchError, match=message):

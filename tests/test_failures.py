@@ -48,6 +48,27 @@ def test_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, layout: 
 
 
 @pytest.mark.parametrize("layout", ["3", "2+1"])
+def test_rank_that_raises_while_others_have_no_data_ends_the_job(
+    tmp_path: Path, layout: str
+) -> None:
+    body = (
+        "arena = localsgd.Arena({'x': np.zeros(3)}, comm)\n"
+        "training = localsgd.LocalSGD(localsgd.optim.SGD(arena, lr=1.0), 2)\n"
+        "with training.uneven():\n"
+        "    for step in range(4 * comm.rank):\n"
+        "        if step == 5:\n"
+        "            raise KeyError('no such batch')\n"
+        "        training.step()\n"
+        "print('went on')"
+    )
+    code, output = run_job(tmp_path, body, layout=layout)
+    assert code != 0
+    assert "rank 2 raised:" in output
+    assert "KeyError: 'no such batch'" in output
+    assert "went on" not in output
+
+
+@pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     body = (
         "if comm.rank == 0:\n"

@@ -62,26 +62,28 @@ def reference(
     ``groups_after(step)`` are the groups of ranks that average after that step (from 1), and
     ``gradient_groups(step)`` those that step with the mean of their gradients. ``skips(step)``
     are the ranks whose own gradient is thrown away: where it is averaged they step with the
-    others', unless nobody is left, and else they do not step.
+    others', unless nobody is left, and else they do not step. A group without weight holds no
+    round.
     """
     flat = np.concatenate([array.reshape(-1) for array in initial_values().values()])
     params = [flat.copy() for _ in range(size)]
     buffers = [np.zeros_like(flat) for _ in range(size)]
     history = []
     for step in range(1, steps + 1):
-        shares = [1.0] * size if weights is None else weights(step)
         grads = {r: gradient(r, step, params[r]) for r in range(size) if r not in skips(step)}
         for ranks in gradient_groups(step):
             giving = [rank for rank in ranks if rank in grads]
             if giving:
-                total = sum(shares[rank] for rank in giving)
-                mean = sum(shares[rank] * grads[rank] for rank in giving) / total
+                mean = sum(grads[rank] for rank in giving) / len(giving)
                 grads.update({rank: np.array(mean) for rank in ranks})
         for rank, grad in grads.items():
             buffers[rank] = momentum * buffers[rank] + grad
             params[rank] = params[rank] - lr * buffers[rank]
         for ranks in groups_after(step):
+            shares = [1.0] * size if weights is None else weights(step)
             total = sum(shares[rank] for rank in ranks)
+            if not total:
+                continue
             mean = sum(shares[rank] * params[rank] for rank in ranks) / total
             for rank in ranks:
                 params[rank] = np.array(mean)

@@ -111,6 +111,8 @@ class ModelAverager:
     def allow_uneven(self, allowed: bool) -> None:
         """Sets ``uneven``; from here on this worker takes steps again."""
         self.uneven, self._last_step = allowed, None
+        # The step may have been set back since the last round.
+        self._ledger.settled = [min(step, self.step) for step in self._ledger.settled]
 
     def flush(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Holds a round of all workers now; counts no step and does not move the phase.
@@ -166,7 +168,7 @@ class ModelAverager:
         for arena in as_arenas(params):
             flat = arena.flat.copy()
             if self.comm is not NON_MEMBER:
-                self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
+                self._mean(flat)
             mean.update(arena.layout.views(flat))
         return mean
 
@@ -235,7 +237,15 @@ class ModelAverager:
         if samples is not None:
             return float(samples)
         last = step if self._last_step is None else self._last_step
-        return float(last != self._ledger.settled[level]) if self.uneven else None
+        return float(last > self._ledger.settled[level]) if self.uneven else None
+
+    def _mean(self, flat: Array) -> None:
+        try:
+            self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
+        except NoWeight:
+            if not self.uneven:
+                raise
+            self.comm.allreduce(flat, "mean")
 
     def _round(
         self,
