@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -114,32 +114,33 @@ class CoreAverager(ModelAverager):
 
             Whatever is raised, the step is not counted.
         """
-        averager = self.averager
-        if averager.comm is NON_MEMBER:
-            averager.step += 1
-            return False
-        due = averager.group_due(averager.step + 1)
-        home = self._home
-        if due is not None or home is None:
-            home = self._place(params, due)
-        if due is not None:
-            home.bring()
-        held = averager.average_parameters(home.arenas, along)
-        if held:
-            home.take()
-        return held
+        return self._follow(self.averager.average_parameters, params, along)
 
-    def flush(self, params: Params, along: Sequence[Companion] = ()) -> None:
+    def sit_out(self, params: Params, along: Sequence[Companion] = ()) -> bool:
+        """Counts a step that this worker, out of data, does not take, as the core's does."""
+        return self._follow(self.averager.sit_out, params, along)
+
+    def place(self, params: Params) -> None:
+        """Gives the parameters their places, as the first step does otherwise. Collective."""
+        if self.averager.comm is not NON_MEMBER:
+            self._place(params)
+
+    def flush(self, params: Params, along: Sequence[Companion] = ()) -> bool:
         """Averages now, as before validating or saving; counts no step. Collective.
+
+        Returns:
+            Whether a round was held.
 
         Raises:
             MismatchError, RankFailure: as ``average_parameters``.
         """
-        if self.averager.comm is not NON_MEMBER:
-            home = self._place(params)
-            home.bring()
-            self.averager.flush(home.arenas, along)
-            home.take()
+        if self.averager.comm is NON_MEMBER:
+            return False
+        home = self._place(params)
+        home.bring()
+        held = self.averager.flush(home.arenas, along)
+        home.take()
+        return held
 
     def record_samples(self, count: int) -> None:
         """Adds to the weight of this worker in the next round, as the core's does."""
@@ -181,6 +182,25 @@ class CoreAverager(ModelAverager):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._averager = self._process_group = self._home = None
         self._arguments, self._saved = state["arguments"], state["saved"]
+
+    def _follow(
+        self, count: Callable[..., bool], params: Params, along: Sequence[Companion]
+    ) -> bool:
+        """Lets ``count`` of the core count a step, with the arenas that the parameters lie in."""
+        averager = self.averager
+        if averager.comm is NON_MEMBER:
+            averager.step += 1
+            return False
+        due = averager.group_due(averager.step + 1)
+        home = self._home
+        if due is not None or home is None:
+            home = self._place(params, due)
+        if due is not None:
+            home.bring()
+        held = count(home.arenas, along)
+        if held:
+            home.take()
+        return held
 
     def _place(self, params: Params, among: Communicator | None = None) -> Placed:
         def select() -> dict[str, Tensor]:

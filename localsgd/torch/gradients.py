@@ -9,7 +9,7 @@ so the length of the warm-up is typed once. All arithmetic is the communicator's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -64,7 +64,10 @@ class GradientStage:
 
     Attributes:
         after: what happens after the warm-up.
+        on_begin: called before gradients are averaged; None for nothing.
     """
+
+    on_begin: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -109,9 +112,9 @@ class GradientStage:
         self._block_of = {id(param): block for block in self._blocks for param in block.params}
         self._used = np.zeros(len(self._homes), np.int32)
         self._synchronising = True
-        # Of the pass that goes on: its number, the blocks begun, and this worker's weight.
+        # Of the pass that goes on: its number, the blocks begun, this worker's weight, its name.
         self._pass: int | None = None
-        self._begun, self._weight = 0, 1.0
+        self._begun, self._weight, self._label = 0, 1.0, ""
         _STAGES[model] = self
         # Weakly: the collector of garbage does not see through torch's hooks, and the stage has the
         # parameters.
@@ -157,14 +160,14 @@ class GradientStage:
             MismatchError, RankFailure: from the reductions.
         """
         group = self.group
+        if group is not None and self._pass is None:
+            self._begin_pass()
+        self._pass = None
         if skip:
             self._averager.take_back_samples()
+            self._weight = 0.0
         if group is None:
             return not skip
-        if self._pass is None:
-            self._begin_pass()
-        self._weight = 0.0 if skip else self._weight
-        self._pass = None
         self._check_trainable()
         params = [param for block in self._blocks for param in block.params]
         self._used[:] = [param.grad is not None and not skip for param in params]
@@ -185,8 +188,13 @@ class GradientStage:
         return True
 
     def _begin_pass(self) -> None:
+        if self.on_begin is not None:
+            self.on_begin()
         samples = self._averager.samples_of_step
         self._begun, self._weight = 0, 1.0 if samples is None else float(samples)
+        self._label = f"gradients of step {self._averager.step + 1}"
+        if samples is not None:
+            self._label += ", weighed by samples"
         for block in self._blocks:
             block.missing = {id(param) for param in block.params}
 
@@ -206,8 +214,8 @@ class GradientStage:
                 "holds another, as under checkpoint(use_reentrant=True)"
             )
         if self._pass is None:
-            self._pass = number
             self._begin_pass()
+            self._pass = number
             Variable._execution_engine.queue_callback(self._end_pass)
         self._bring(param)
         self._block_of[id(param)].missing.discard(id(param))
@@ -223,7 +231,7 @@ class GradientStage:
             else:
                 self._bring(param)
         wait_for_devices(block.params)
-        label, weight = f"gradients of step {self._averager.step + 1}", self._weight
+        label, weight = self._label, self._weight
 
         def reduce(comm: Communicator) -> None:
             comm.allreduce(block.memory, "mean", weight=weight, label=label)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,7 @@ from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.sharded import check_optimizer
 from localsgd.torch.state import check_policy, state_companion
+from localsgd.torch.uneven import UnevenEnds
 
 _STEP = "averager_step"
 _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
@@ -86,6 +88,7 @@ class PostLocalSGDOptimizer(Optimizer):
     averager: Averager
     gradients: GradientStage | None = None
     _along: Sequence[Companion] = ()
+    _ends: UnevenEnds | None = None
 
     # type: attributes of the base that are the inner optimizer's here, whatever it does to them
     @property
@@ -129,6 +132,8 @@ class PostLocalSGDOptimizer(Optimizer):
                 (closure, *_), _ = changed
         loss = self._inner_step(closure)
         if not self._makes_state():
+            if self._ends is not None:
+                self._ends.tell_step()
             self._count()
         for post_hook in self._optimizer_step_post_hooks.values():
             post_hook(self, (closure,), {})
@@ -152,7 +157,45 @@ class PostLocalSGDOptimizer(Optimizer):
                 self.optim.step()
         elif isinstance(self.averager, CoreAverager):
             self.averager.averager.take_back_samples()
+        if self._ends is not None:
+            self._ends.tell_step()
         self._count()
+
+    @contextmanager
+    def uneven(self) -> Iterator[None]:
+        """Lets workers take different numbers of steps; at its end all hold equal parameters.
+
+            with optimizer.uneven():
+                for batch in batches:      # of any number, none included
+                    …
+                    optimizer.step()
+
+        Collective, at equal steps; without DDP. A worker that leaves goes on answering the others
+        until all have left; then all hold a last round and stand at the step of the longest. In a
+        round a worker weighs the samples that it has recorded since the last one; without any,
+        all that have taken or skipped a step since then weigh the same.
+
+        Raises:
+            TypeError: for an averager that is not one of ``localsgd``.
+            ValueError: if entered twice.
+            MismatchError: on every rank, if ranks stand at different steps, or those with data
+                do different things.
+            RankFailure: on the others, if a rank fails before all have left.
+        """
+        if not isinstance(self.averager, CoreAverager):
+            raise TypeError(f"uneven() must have an averager of localsgd, got {self.averager!r}")
+        if self._ends is not None:
+            raise ValueError("uneven() must not be entered twice, got a second time")
+        if self.averager.comm is NON_MEMBER:
+            yield
+            return
+        self._ends = UnevenEnds(self.optim, self.averager, self.gradients, self._along)
+        try:
+            yield
+            self._ends.answer()
+        finally:
+            self._ends.end()
+            self._ends = None
 
     def flush(self) -> None:
         """Averages now, as before validating or saving; counts no step. Collective.
@@ -163,6 +206,8 @@ class PostLocalSGDOptimizer(Optimizer):
         flush = getattr(self.averager, "flush", None)
         if flush is None:
             raise TypeError(f"averager must have flush(params), got {self.averager!r}")
+        if self._ends is not None:
+            self._ends.tell_flush()
         if self._along:
             flush(self.param_groups, self._along)
         else:

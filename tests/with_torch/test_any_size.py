@@ -166,6 +166,21 @@ def test_buffers_and_state_are_averaged_along(comm: Communicator) -> None:
     assert inner.state[model.weight]["momentum_buffer"].tolist() == [ranks.mean().item()] * 2
 
 
+def test_workers_with_unequal_data_end_together(comm: Communicator) -> None:
+    """Rank r has r + 1 batches of gradient 1, and weighs as much: Σ (r + 1)² / Σ (r + 1)."""
+    param = nn.Parameter(torch.zeros(1))
+    averager = ours.PeriodicModelAverager(RARELY, RARELY)
+    optimizer = ours.PostLocalSGDOptimizer(torch.optim.SGD([param], lr=1.0), averager)
+    with optimizer.uneven():
+        for _ in range(comm.rank + 1):
+            averager.record_samples(1)
+            param.grad = torch.ones(1)
+            optimizer.step()
+    counts = range(1, comm.size + 1)
+    assert param.item() == pytest.approx(-sum(n * n for n in counts) / sum(counts))
+    assert averager.step == comm.size
+
+
 def test_the_hook_averages_under_ddp(comm: Communicator, tmp_path: Path) -> None:
     """On a gloo group beside MPI, or on torchrun's own: (n + 1) / 2, then one's own."""
     if not dist.is_initialized():
