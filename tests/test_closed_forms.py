@@ -14,6 +14,7 @@ import pytest
 from localsgd import (
     Arena,
     Communicator,
+    GradientStage,
     LocalSGD,
     ModelAverager,
     PostLocalSGDOptimizer,
@@ -67,6 +68,33 @@ def test_period_one_is_not_minibatch_adamw() -> None:
 
     for values in run_threads(2, work):
         np.testing.assert_allclose(values, [0.0], atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_averaged_gradients_are_the_minibatchs_whatever_the_optimizer(
+    size: int, hosts: str, kind: str
+) -> None:
+    """Unlike parameters, gradients are averaged before anything that is not linear."""
+
+    def train(arena: Arena, take_step: Any, ranks: Any) -> np.ndarray:
+        for step in range(1, 11):
+            gradients = [gradient(rank, step, arena.flat) for rank in ranks]
+            arena.grad.flat[...] = np.mean(gradients, axis=0)
+            take_step()
+        return arena.flat.copy()
+
+    def work(comm: Communicator) -> np.ndarray:
+        arena = Arena(initial_values(), comm)
+        inner = getattr(optim, kind)(arena, lr=0.05)
+        stage = GradientStage("none", comm)
+        training = LocalSGD(inner, 99, synchronous_steps=10, gradients=stage)
+        return train(arena, training.step, [comm.rank])
+
+    alone = Arena(initial_values(), solo())
+    expected = train(alone, getattr(optim, kind)(alone, lr=0.05).step, range(size))
+    for flat in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(flat, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])
@@ -149,6 +177,39 @@ def test_variance_and_spread_of_the_stationary_law(period: int, rounds: int) -> 
     for measured, measured_spread in results:
         assert abs(measured / variance - 1) < 4 * np.sqrt(2 / coordinates)
         assert abs(measured_spread / spread - 1) < 4 * np.sqrt(2 / (7 * coordinates))
+
+
+@pytest.mark.parametrize(("period", "rounds"), [(1, 30), (4, 10), (16, 3)])
+def test_noise_that_grows_with_the_distance_leaves_more_with_longer_periods(
+    period: int, rounds: int
+) -> None:
+    """Gradient (1 + s₁ξ)x + ζ, s₁ = 1.5, lr η = 0.2, K = 8: a = 1 - η, ρ = a² + η² s₁² = 0.73.
+
+        E x̄² = (η² (1 - ρ^H)/(1 - ρ)/K) / (1 - ρ^H/K - (1 - 1/K) a^2H)   just after a round:
+        0.01434, 0.01622 and 0.01843 at H = 1, 4 and 16
+
+    The start weighs less than 0.66^30 = 4e-6. Squares of x have heavier tails than a normal's,
+    so ten standard deviations √(2/n) of a normal are allowed: 6 %.
+    """
+    coordinates, lr, size, spread = 20_000, 0.2, 8, 1.5
+    a, rho = 1 - lr, (1 - lr) ** 2 + lr**2 * spread**2
+
+    def work(comm: Communicator) -> float:
+        arena = Arena({"x": np.zeros(coordinates)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=lr), period)
+        rng = np.random.default_rng([11, comm.rank])
+        for _ in range(rounds * period):
+            arena.grad["x"] = arena["x"] * (1 + spread * rng.standard_normal(coordinates))
+            arena.grad["x"] += rng.standard_normal(coordinates)
+            training.step()
+        return float((arena.flat**2).mean())
+
+    expected = (lr**2 * (1 - rho**period) / (1 - rho) / size) / (
+        1 - rho**period / size - (1 - 1 / size) * a ** (2 * period)
+    )
+    assert abs(expected - {1: 0.01434, 4: 0.01622, 16: 0.01843}[period]) < 1e-5
+    for measured in run_threads(size, work, hosts="3+3+2"):
+        assert abs(measured / expected - 1) < 10 * np.sqrt(2 / coordinates)
 
 
 def problem(rank: int, alike: bool) -> tuple[np.ndarray, np.ndarray]:
