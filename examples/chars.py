@@ -234,7 +234,7 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
             outcomes,
             moments=[millions * (index + 1) / EVALUATIONS for index in range(EVALUATIONS)],
             moment_label="characters learnt from, millions",
-            curve_limits=(2.0, 3.5),
+            curve_limits=(2.2, 3.3),
         )
         console.print(f"picture: {arguments.picture}\n\nwritten by the last model:\n")
         console.print(written(trained, 400, seed=0), markup=False, highlight=False)
