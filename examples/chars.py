@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from comparison import Measure, Outcomes, compare, draw, periods, show
+from comparison import Measure, Outcomes, compare, draw, launch, periods, show
 from numpy.typing import NDArray
 from rich.console import Console
 
-import localsgd
 from localsgd import (
     Arena,
     Communicator,
@@ -34,6 +33,7 @@ from localsgd import (
     ShardSampler,
     lr,
     optim,
+    solo,
 )
 
 Array: TypeAlias = NDArray[Any]
@@ -59,7 +59,7 @@ EMBEDDING = 16
 HIDDEN = 256
 GLOBAL_BATCH = 256
 LEARNING_RATE = 0.3
-HELD_OUT_SAMPLES = 8_192
+HELD_OUT_SAMPLES = 51_200
 EVALUATIONS = 16
 
 
@@ -142,15 +142,21 @@ def learning_rate(steps: int) -> lr.Rate:
 
 
 def train(
-    averager: ModelAverager, seed: int, advance: Callable[[], None], *, steps: int
+    averager: ModelAverager,
+    seed: int,
+    advance: Callable[[], None],
+    *,
+    steps: int,
+    peak_rate: float = LEARNING_RATE,
+    held_out_samples: int = HELD_OUT_SAMPLES,
 ) -> tuple[list[float], dict[str, Array]]:
     """Trains one network; the held-out loss at regular moments, and the mean parameters."""
     comm = averager.comm
     learn = windows_of(read_modules(LEARNT))
     held_out = windows_of(read_modules(HELD_OUT))
-    held_out = held_out[:: len(held_out) // HELD_OUT_SAMPLES][:HELD_OUT_SAMPLES]
+    held_out = held_out[:: max(1, len(held_out) // held_out_samples)][:held_out_samples]
     params = Arena(start_values(seed), comm)
-    inner = optim.SGD(params, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
+    inner = optim.SGD(params, lr=peak_rate, momentum=0.9, nesterov=True)
     training = PostLocalSGDOptimizer(inner, averager, rate=learning_rate(steps))
     sampler = ShardSampler(len(learn), GLOBAL_BATCH // comm.size, seed=seed, comm=comm)
     losses: list[float] = []
@@ -169,7 +175,7 @@ def train(
 
 def written(params: Params, count: int, seed: int) -> str:
     """Text that the model writes, from a start."""
-    random = RandomStreams(seed, localsgd.solo()).own
+    random = RandomStreams(seed, solo()).own
     text = "\n\nclass Communicator:\n    def "
     for _ in range(count):
         context = np.array([[ALPHABET.index(letter) for letter in text[-CONTEXT:]]], np.uint8)
@@ -198,7 +204,14 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
     trained: dict[str, Array] = {}
 
     def train_one(averager: ModelAverager, seed: int, advance: Callable[[], None]) -> list[float]:
-        losses, params = train(averager, seed, advance, steps=steps)
+        losses, params = train(
+            averager,
+            seed,
+            advance,
+            steps=steps,
+            peak_rate=arguments.learning_rate,
+            held_out_samples=arguments.held_out,
+        )
         trained.update(params)
         return losses
 
@@ -221,7 +234,7 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
             outcomes,
             moments=[millions * (index + 1) / EVALUATIONS for index in range(EVALUATIONS)],
             moment_label="characters learnt from, millions",
-            curve_limits=(2.0, 3.5),
+            curve_limits=(2.2, 3.3),
         )
         console.print(f"picture: {arguments.picture}\n\nwritten by the last model:\n")
         console.print(written(trained, 400, seed=0), markup=False, highlight=False)
@@ -233,15 +246,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Local SGD on a language model of characters.")
     parser.add_argument("--threads", type=int, help="workers as threads of this process")
     parser.add_argument("--steps", type=int, default=16_384, help="a multiple of 64")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="at its peak")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT_SAMPLES, help="to measure on")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, default=Path("out/chars.png"))
     arguments = parser.parse_args()
     if arguments.steps < 64 or arguments.steps % 64:
         parser.error(f"--steps must be a multiple of 64, got {arguments.steps}")
-    if arguments.threads is None:
-        run(localsgd.world(), arguments)
-    else:
-        localsgd.run_threads(arguments.threads, run, arguments)
+    if arguments.held_out < 1:
+        parser.error(f"--held-out must be at least 1, got {arguments.held_out}")
+    launch(run, arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and differ in when the workers average and with whom, so in the bytes that they 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,8 +19,16 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
-from localsgd import Communicator, HierarchicalModelAverager, ModelAverager, every
+from localsgd import (
+    Communicator,
+    HierarchicalModelAverager,
+    ModelAverager,
+    every,
+    run_threads,
+    world,
+)
 
 # train(averager, seed, advance) trains one model from the start and returns the measure at regular
 # moments, after each of which it calls advance(). Collective.
@@ -64,6 +73,21 @@ class Measure:
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}"
+
+
+def launch(
+    run: Callable[[Communicator, argparse.Namespace], None], arguments: argparse.Namespace
+) -> None:
+    """Runs an example on the workers of its job, or on ``arguments.threads`` of this process.
+
+    The workers are the parallelism: a BLAS with threads of its own for each of them is many times
+    slower on small matrices. ``localsgd run`` sees to that, too.
+    """
+    if arguments.threads is None:
+        run(world(), arguments)
+    else:
+        with threadpool_limits(1):
+            run_threads(arguments.threads, run, arguments)
 
 
 def periods(comm: Communicator) -> dict[str, ModelAverager]:

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from comparison import Measure, compare, draw, periods, show
+from comparison import Measure, compare, draw, launch, periods, show
 from numpy.typing import NDArray
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-import localsgd
 from localsgd import (
     Arena,
     Communicator,
@@ -163,10 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", type=Path, default=Path("out/digits.png"))
     arguments = parser.parse_args()
-    if arguments.threads is None:
-        run(localsgd.world(), arguments)
-    else:
-        localsgd.run_threads(arguments.threads, run, arguments)
+    launch(run, arguments)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from localsgd import (
     Arena,
     Communicator,
+    GradientStage,
     LocalSGD,
     ModelAverager,
     PostLocalSGDOptimizer,
@@ -87,6 +88,33 @@ class OuterStep(ModelAverager):
         if fired:
             self.anchor[...] = params[0].flat
         return fired
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_averaged_gradients_are_the_minibatchs_whatever_the_optimizer(
+    size: int, hosts: str, kind: str
+) -> None:
+    """Unlike parameters, gradients are averaged before anything that is not linear."""
+
+    def train(arena: Arena, take_step: Any, ranks: Any) -> np.ndarray:
+        for step in range(1, 11):
+            gradients = [gradient(rank, step, arena.flat) for rank in ranks]
+            arena.grad.flat[...] = np.mean(gradients, axis=0)
+            take_step()
+        return arena.flat.copy()
+
+    def work(comm: Communicator) -> np.ndarray:
+        arena = Arena(initial_values(), comm)
+        inner = getattr(optim, kind)(arena, lr=0.05)
+        stage = GradientStage("none", comm)
+        training = LocalSGD(inner, 99, synchronous_steps=10, gradients=stage)
+        return train(arena, training.step, [comm.rank])
+
+    alone = Arena(initial_values(), solo())
+    expected = train(alone, getattr(optim, kind)(alone, lr=0.05).step, range(size))
+    for flat in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(flat, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])

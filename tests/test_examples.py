@@ -82,6 +82,7 @@ def run(*arguments: str) -> str:
     return ended.stdout
 
 
+BRIEF = ("--steps", "64", "--held-out", "500")
 LAUNCHER = ("-m", "localsgd.cli", "run", "-n", "2")
 
 
@@ -89,8 +90,8 @@ LAUNCHER = ("-m", "localsgd.cli", "run", "-n", "2")
     "words",
     [
         (str(EXAMPLES / "digits.py"), "--threads", "2", "--epochs", "1"),
-        (str(EXAMPLES / "chars.py"), "--threads", "2", "--steps", "64"),
-        (*LAUNCHER, str(EXAMPLES / "chars.py"), "--steps", "64"),
+        (str(EXAMPLES / "chars.py"), "--threads", "2", *BRIEF),
+        (*LAUNCHER, str(EXAMPLES / "chars.py"), *BRIEF),
     ],
     ids=["digits-threads", "chars-threads", "chars-mpirun"],
 )
@@ -111,7 +112,9 @@ def test_chars_learns_alone_and_writes() -> None:
     params = chars.start_values(0)
     windows = chars.windows_of(chars.read_modules(chars.HELD_OUT))[:4096]
     assert 6.5 < chars.bits_per_character(params, windows, solo()) < 8.5
-    _, params = chars.train(chars.periods(solo())["synchronous"], 0, lambda: None, steps=256)
+    _, params = chars.train(
+        chars.periods(solo())["synchronous"], 0, lambda: None, steps=256, held_out_samples=500
+    )
     assert chars.bits_per_character(params, windows, solo()) < 4.0
     text = chars.written(params, 40, seed=0)
     assert text.startswith("class Communicator:") and len(text) <= 40 + 31

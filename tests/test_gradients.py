@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -198,12 +199,14 @@ def test_skipped_steps_equal_the_written_out_reference_after_every_step(
     assert_follows(seen, expected)
 
 
-def test_a_skipped_step_without_a_stage_is_counted_and_its_samples_are_forgotten() -> None:
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_skipped_local_step_is_counted_and_its_samples_are_forgotten(staged: bool) -> None:
     """Rank 1 saw 1 sample in the step that it took, rank 0 saw 3: (3·(-1) + 1·(-2)) / 4."""
 
     def work(comm: Communicator) -> tuple[float, int]:
         arena = Arena({"x": np.zeros(1)}, comm)
-        training = LocalSGD(optim.SGD(arena, lr=1.0), 2)
+        stage = GradientStage("none", comm) if staged else None
+        training = LocalSGD(optim.SGD(arena, lr=1.0), 2, gradients=stage)
         for step in range(2):
             training.record_samples([1, 2][step] if comm.rank == 0 else [1, 99][step])
             arena.grad["x"] += [0.5, 2.0][comm.rank]
@@ -373,6 +376,31 @@ def test_a_gradient_that_is_not_finite_reaches_all_and_is_not_clipped() -> None:
     for values, norm in run_threads(2, work):
         np.testing.assert_equal(values, [np.nan, -4.25])
         assert np.isnan(norm)
+
+
+def test_averaging_and_clipping_need_no_memory_of_the_models_size() -> None:
+    """16 MiB of gradients, and at most 4 MiB more for blocks and messages.
+
+    A first step loads the compiler, where there is one, once for the process.
+    """
+    comm = solo()
+    arenas = [
+        Arena({"w": np.zeros(3 << 20, np.float32)}, comm),
+        Arena({"h": np.zeros(2 << 20, np.float16)}, comm),
+    ]
+    stage = GradientStage("none", comm, max_own_norm=1.0, max_norm=0.5)
+    training = LocalSGD(optim.SGD(arenas, lr=0.1), 9, synchronous_steps=9, gradients=stage)
+    training.step()
+    for arena in arenas:
+        arena.grad.flat[...] = 1.0
+    tracemalloc.start()
+    try:
+        training.step(micro_batches=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    np.testing.assert_allclose(stage.norm, 1.0, rtol=1e-3)
 
 
 def test_after_the_warmup_nothing_is_sent_for_gradients() -> None:

@@ -220,6 +220,44 @@ def test_a_done_worker_steps_with_the_others_gradient_at_the_wrappers_rate() -> 
     assert run_threads(2, work) == [[2 + 1 + 2.5 / 4 + 2.5 / 8]] * 2
 
 
+def test_a_done_worker_takes_the_steps_of_its_host_until_the_round_that_it_weighs_in() -> None:
+    """Means of gradients 1 and 3 at rates 1 and ½, then 3 alone at ¼ and ⅛; both stay equal."""
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        stage = GradientStage("host", comm)
+        training = LocalSGD(optim.SGD(arena, lr=1.0), 4, gradients=stage, rate=lr.decay(1, 0.5))
+        with training.uneven():
+            for _ in range(2 + 2 * comm.rank):
+                drift(training, arena, 1.0 + 2.0 * comm.rank)
+        return arena["x"].tolist()
+
+    assert run_threads(2, work) == [[2 + 1 + 3 / 4 + 3 / 8]] * 2
+
+
+@pytest.mark.parametrize("how", ["load", "set back"])
+def test_what_was_settled_before_weighs_no_more(how: str) -> None:
+    """Four steps with rounds after 2 and 4; then rank 1 alone moves by 2 and all follow it."""
+
+    def work(comm: Communicator) -> float:
+        training, arena = begin(comm, 2)
+        for _ in range(4):
+            drift(training, arena, comm.rank - 0.5)
+        assert arena["x"].tolist() == [0.0]
+        if how == "load":
+            saved = training.state_dict()
+            training, arena = begin(comm, 2)
+            training.load_state_dict(saved)
+        else:
+            training.averager.step = 0
+        with training.uneven():
+            for _ in range(comm.rank):
+                drift(training, arena, 2.0)
+        return float(arena["x"][0])
+
+    assert run_threads(2, work) == [2.0, 2.0]
+
+
 def test_state_and_buffers_are_those_of_the_workers_with_data() -> None:
     """Adam's steps stay alike although rank 0 takes one only; the counter is the largest."""
 
@@ -270,9 +308,9 @@ def test_several_dtypes_end_equal() -> None:
 
 def test_outside_of_the_context_no_weight_is_an_error_still() -> None:
     def work(comm: Communicator) -> None:
-        training, arena = begin(comm, 1)
+        training, arena = begin(comm, 2)
         with training.uneven():
-            pass
+            drift(training, arena, 1.0 + comm.rank)
         training.record_samples(0)
         with pytest.raises(ValueError, match="weight must be above 0"):
             drift(training, arena, 1.0)
@@ -302,6 +340,25 @@ def test_all_must_enter_at_one_step_and_do_the_same_in_it() -> None:
     for outcome in outcomes(3, mix):
         assert isinstance(outcome, MismatchError)
         assert "got flush 0 on rank 1; step 1 on rank 2" in str(outcome)
+
+
+@pytest.mark.parametrize("synchronous", [0, 9])
+def test_some_workers_with_data_recording_samples_is_an_error_on_every_rank(
+    synchronous: int,
+) -> None:
+    def work(comm: Communicator) -> None:
+        stage = GradientStage("none", comm)
+        training, arena = begin(comm, 1, synchronous_steps=synchronous, gradients=stage)
+        with training.uneven():
+            if comm.rank == 2:
+                training.record_samples(5)
+            if comm.rank:
+                drift(training, arena, 1.0)
+
+    what = "gradient" if synchronous else "round"
+    for outcome in outcomes(3, work, hosts="2+1"):
+        assert isinstance(outcome, MismatchError)
+        assert f"step 1 on rank 1; step 1 with {what} weighed by samples on rank 2" in str(outcome)
 
 
 def test_an_error_in_it_is_raised_and_ends_it() -> None:
