@@ -2,10 +2,11 @@
 
 The memory of gradients is cut into blocks, from the last parameter to the first, in an order that
 all ranks agreed on when the model was adopted. Between hosts a block is reduced in the background
-as soon as its gradients are complete and those before it have begun; so ranks whose gradients become
-ready in different orders, or that did not use a parameter, never mix. On one host, where a reduction
-would only take memory's bandwidth from the pass, all are reduced at its end. The stage reads the averager's step,
-so the length of the warm-up is typed once. All arithmetic is the communicator's.
+as soon as its gradients are complete and those before it have begun, so ranks whose gradients
+become ready in different orders, or that did not use a parameter, never mix. On one host, where
+that would only take the memory's bandwidth from the pass, all are reduced at its end. The stage
+reads the averager's step, so the length of the warm-up is typed once. All arithmetic is the
+communicator's.
 """
 
 from __future__ import annotations
