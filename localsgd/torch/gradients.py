@@ -31,6 +31,7 @@ from localsgd.gradients import warmup_of
 from localsgd.torch.adoption import adopt
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.groups import of_host
+from localsgd.torch.pinned import pin
 from localsgd.torch.places import Placed, wait_for_devices
 
 After = Literal["host", "none"]
@@ -108,6 +109,8 @@ class GradientStage:
         params = adopt(model, comm).params
         for arena in params.whole_arenas:
             arena.add_grad()
+            if any(param.device.type != "cpu" for param, _ in params):
+                pin(arena.grad.flat)
         self._model = ref(model)
         self._homes = {id(param): place.gradient() for param, place in params}
         self._blocks = _blocks(params, block_bytes)

@@ -64,7 +64,7 @@ def take(tensor: Tensor, home: Tensor) -> None:
 def wait_for_devices(tensors: Iterable[Tensor]) -> None:
     """Returns once copies between the host and the tensors' devices have ended."""
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
-        torch.accelerator.current_stream(device).synchronize()
+        torch.get_device_module(device).current_stream(device).synchronize()
 
 
 _PLACES: dict[int, tuple[ref[Tensor], Place]] = {}
