@@ -5,7 +5,7 @@ SIZES := 1 2 3 4 6
 LIMIT := timeout --kill-after=10 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch check bench bench-torch bench-hosts clean $(SIZES:%=test-%) test-single
+.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) soak check bench bench-torch bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 
 test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the oracle, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
+
+soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
+	.venv/bin/python tests/soak.py
+	.venv-mpich/bin/python tests/soak.py
 
 check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
 	.venv/bin/ruff check .

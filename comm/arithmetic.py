@@ -78,8 +78,10 @@ class Scratch:
         """
         outs = outs or [self._result[: parts[0].size]]
         if op == "mean":
-            used = [part for part, weight in zip(parts, weights, strict=True) if weight > 0]
-            self._mean(used, [weight for weight in weights if weight > 0], outs)
+            if min(weights) <= 0:
+                used = [i for i, weight in enumerate(weights) if weight > 0]
+                parts, weights = [parts[i] for i in used], [weights[i] for i in used]
+            self._mean(parts, weights, outs)
         else:
             self._fold(op, parts, outs[0])
             _copy_first(outs)
@@ -131,7 +133,10 @@ class Scratch:
         for index in range(1, len(parts)):
             part, weight = parts[index], weights[index]
             target = shift if index == 1 else difference
-            np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
+            if narrow:
+                np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
+            else:
+                np.subtract(first, part, out=target)
             if weight != 1.0:
                 np.multiply(target, weight, out=target)
             if index > 1:
@@ -140,7 +145,10 @@ class Scratch:
             np.multiply(shift, 1.0 / total, out=shift)
         else:
             np.divide(shift, total, out=shift)
-        np.subtract(first, shift, out=result, casting="same_kind")
+        if narrow:
+            np.subtract(first, shift, out=result, casting="same_kind")
+        else:
+            np.subtract(first, shift, out=result)
 
     def _fold(self, op: Op, parts: Sequence[Array], result: Array) -> None:
         fold = {"sum": np.add, "min": np.minimum, "max": np.maximum}[op]

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import wait as wait_for
 
+from .waiting import BEHIND
+
 
 class Work:
     """A request whose work runs, or has run, in the background."""
@@ -41,6 +43,7 @@ class Background:
 
         def run() -> None:
             self._thread = threading.get_ident()
+            BEHIND.set(True)
             work()
 
         self._issued = [future for future in self._issued if not future.done()]

@@ -14,7 +14,7 @@ import numpy as np
 from . import header
 from .board import Board
 from .errors import MismatchError, name_ranks
-from .header import Header
+from .header import Header, Prepared
 from .messages import CONTROL, Mail
 from .topology import Topology
 from .waiting import Waiter
@@ -42,7 +42,7 @@ class Entrance:
             reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
         ]
 
-    def enter(self, call: Header) -> list[bytes]:
+    def enter(self, call: Header | Prepared) -> list[bytes]:
         """Returns everyone's header once all ranks are about to do the same.
 
         Raises:

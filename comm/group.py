@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import agreement, checks, header
-from .arithmetic import scaled_weights
 from .background import Background
 from .base import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
 from .board import PAGE_BYTES, Board
@@ -27,10 +26,10 @@ from .guards import Collective, OwnErrors
 from .header import Header
 from .leaving import leave_at_exit
 from .messages import DIRECT, GATHERED, Mail
-from .native import reduce_natively
 from .nonmember import NON_MEMBER
 from .plan import shard
 from .reducing import Reducer
+from .reductions import Reductions
 from .regions import Regions
 from .sharing import share
 from .topology import Topology
@@ -95,9 +94,12 @@ class Group:
             self._neighbours,
         )
         self._one_host = len(topology.hosts) == 1
-        self._equal_weights = [1.0] * self.size
         self._collective = Collective(self._background, setting.clock)
         self._own_errors = OwnErrors(self._entrance)
+        native = transport if setting.reduction == "native" else None
+        self._reductions = Reductions(
+            self._entrance, self._reducer, self._own_errors, self.size, self.shard, native
+        )
         leave_at_exit(self)
 
     def __repr__(self) -> str:
@@ -157,7 +159,7 @@ class Group:
         label: str = "",
     ) -> None:
         with self._collective:
-            self._reduce("allreduce", buffer, op, weight, codec, update, mix, label)
+            self._reductions.reduce("allreduce", buffer, op, weight, codec, update, mix, label)
 
     def reduce_scatter(
         self,
@@ -169,14 +171,14 @@ class Group:
         update: Update | None = None,
     ) -> None:
         with self._collective:
-            self._reduce("reduce_scatter", buffer, op, weight, codec, update)
+            self._reductions.reduce("reduce_scatter", buffer, op, weight, codec, update)
 
     def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
         with self._collective:
             with self._own_errors:
                 checks.buffer("buffer", buffer)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
-            self._run(Job(None, [1.0] * self.size, codec), buffer)
+            self._reductions.run(Job(None, [1.0] * self.size, codec), buffer)
 
     def broadcast(self, buffer: Array, root: int) -> None:
         with self._collective:
@@ -187,7 +189,9 @@ class Group:
             # The mean of which only the root has a weight: its values, copied.
             self._reducer.show(buffer)
             self._entrance.enter(call)
-            self._run(Job("mean", [float(rank == root) for rank in range(self.size)]), buffer)
+            self._reductions.run(
+                Job("mean", [float(rank == root) for rank in range(self.size)]), buffer
+            )
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
         self._collective.require_open()
@@ -268,48 +272,6 @@ class Group:
     def leave(self) -> None:
         """Tells the other ranks of this host that this one takes part no more."""
         self._entrance.leave()
-
-    def _reduce(
-        self,
-        verb: str,
-        buffer: Array,
-        op: Op,
-        weight: float | None,
-        codec: Codec | None,
-        update: Update | None,
-        mix: float = 0.0,
-        label: str = "",
-    ) -> None:
-        with self._own_errors:
-            checks.buffer("buffer", buffer)
-            checks.operation(op, buffer.dtype, weight)
-            checks.share("mix", mix)
-        call = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
-        call = self._reducer.describe(call, buffer, codec, label)
-        self._reducer.show(buffer)
-        headers = self._entrance.enter(call)
-        weights = self._equal_weights
-        if weight is not None:
-            weights = scaled_weights([header.weight_of(packed) for packed in headers])
-        job = Job(op, weights, codec, update, mix, verb == "allreduce")
-        if self._setting.reduction == "native":
-            spread = Job(None, job.weights)
-            reduce_natively(
-                self._transport,
-                job,
-                buffer,
-                self.shard(buffer.size),
-                lambda values: self._run(spread, values),
-            )
-        else:
-            self._run(job, buffer)
-
-    def _run(self, job: Job, buffer: Array) -> None:
-        try:
-            self._reducer.run(job, buffer)
-        except BaseException as error:
-            self._entrance.fail(error)
-            raise
 
     def _check(self, missing: Sequence[int]) -> None:
         self._board.check(missing)

@@ -53,9 +53,7 @@ class Reducer:
         self._scratches: dict[tuple[np.dtype[Any], bool], Scratches] = {}
         self._staging: tuple[Array, ...] | None = None
 
-    def describe(
-        self, call: Header, buffer: Array, codec: Codec | None = None, label: str = ""
-    ) -> Header:
+    def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
         """The header of a call on a buffer, completed by what is known of the buffer."""
         region = self._regions.find(buffer, self._neighbours)
         return call._replace(
@@ -63,7 +61,7 @@ class Reducer:
             elements=buffer.size,
             region=region.number if region else 0,
             offset=region.offset_of(buffer) if region else 0,
-            detail=label if codec is None else f"{label}, codec {codec.name}",
+            detail="" if codec is None else f"codec {codec.name}",
         )
 
     def show(self, buffer: Array) -> None:
@@ -96,11 +94,11 @@ class Reducer:
         """Combines what all ranks have shown; nobody waits for anybody again."""
         parts = self._board.data(self._entrance.sequence, buffer.dtype, buffer.size)
         with np.errstate(all="ignore"):
-            result = self._scratch_of(buffer).of_host.combine(op, parts, job.weights)
+            combine = self._scratch_of(buffer).of_host.combine
             if job.mix:
-                blend(buffer, result, job.mix, buffer)
+                blend(buffer, combine(op, parts, job.weights), job.mix, buffer)
             else:
-                buffer[...] = result
+                combine(op, parts, job.weights, [buffer])
         others = sum(weight > 0 for rank, weight in enumerate(job.weights) if rank != self._rank)
         self.host_read += others * buffer.nbytes
 

@@ -2,7 +2,8 @@
 
 Everything that can block goes through ``Waiter.until``. It spins with ``sched_yield`` at first,
 since most waits are shorter than a sleep, looks now and then for peers that can never come, says
-once who is missing, and raises when the deadline has passed.
+once who is missing, and raises when the deadline has passed. Behind a computation it sleeps at
+once, and longer: there every spin takes time from what the round is to hide behind.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 from .errors import RankFailure, name_ranks
 
-_SPINS = 2_000
-_NAP_S = 50e-6
+_SPINS, _NAP_S = 2_000, 50e-6
+_SPINS_BEHIND, _NAP_BEHIND_S = 10, 200e-6
 _CHECK_EVERY_S = 0.25
 
 Clock = Callable[[], float]
+
+# Whether this thread works beside one that computes.
+BEHIND: ContextVar[bool] = ContextVar("BEHIND", default=False)
 
 
 class Waiter:
@@ -52,18 +57,22 @@ class Waiter:
         """Returns once ``done()``; ``missing()`` are the ranks that keep it from being so."""
         if done():
             return
-        begin = self._clock()
+        begin, behind = self._clock(), BEHIND.get()
         try:
-            for _ in range(_SPINS):
+            for _ in range(_SPINS_BEHIND if behind else _SPINS):
                 os.sched_yield()
                 if done():
                     return
-            self._wait_long(done, missing, begin)
+            self._wait_long(done, missing, begin, _NAP_BEHIND_S if behind else _NAP_S)
         finally:
             self.waited_s += self._clock() - begin
 
     def _wait_long(
-        self, done: Callable[[], bool], missing: Callable[[], Sequence[int]], begin: float
+        self,
+        done: Callable[[], bool],
+        missing: Callable[[], Sequence[int]],
+        begin: float,
+        nap_s: float,
     ) -> None:
         warn_at, next_check, warned = begin + min(30.0, self._deadline_s / 2), begin, False
         while not done():
@@ -79,7 +88,7 @@ class Waiter:
             if now - begin >= self._deadline_s:
                 absent = missing()
                 raise RankFailure(self._report(absent, now - begin), absent)
-            time.sleep(_NAP_S)
+            time.sleep(nap_s)
 
     def _report(self, absent: Sequence[int], seconds: float) -> str:
         return (

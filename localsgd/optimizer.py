@@ -148,7 +148,8 @@ class PostLocalSGDOptimizer:
 
         Its gradient and the samples recorded for it are thrown away. Where gradients are
         averaged in this step, the worker takes the step of the others, so that replicas stay
-        equal; if all skip it, and where each worker steps alone, no step is taken.
+        equal; if all skip it, and where each worker steps alone, no step is taken. (Adam's state
+        has then seen fewer steps than others', which ``state="mean"`` refuses.)
         """
         self._set_rate()
         self._tell("step")
@@ -168,7 +169,8 @@ class PostLocalSGDOptimizer:
         have left; then all hold a last round and stand at the step of the longest. In a round a
         worker weighs the samples that it has recorded since the last one; without any, all that
         have taken or skipped a step since then weigh the same. Learning rates that change belong in
-        ``rate``, as a worker without data takes the steps of averaged gradients, too.
+        ``rate``, as a worker without data takes the steps of averaged gradients, too. It waits for
+        the others no longer than the group's deadline.
 
         Raises:
             TypeError: for an averager that is not one of ``localsgd.averagers``.
@@ -260,15 +262,22 @@ class PostLocalSGDOptimizer:
         if self._meeting is None:
             return
         averager = self._core("uneven()")
-        step, by_gradient = averager.step, False
+        step = averager.step + (kind == "step")
+        of_gradient = of_round = None
         if kind == "step":
-            step += 1
-            stage = self.gradients
-            by_gradient = stage is not None and stage.group_due(averager) is not None
-            if not by_gradient and averager.group_due(step) is None:
+            of_gradient = self.gradients and self.gradients.group_due(averager)
+            of_round = averager.group_due(step)
+            if of_gradient is None and of_round is None:
                 return
-        by_samples = by_gradient and averager.samples_of_step is not None
-        self._meeting.tell(Wanted(kind, step, by_samples))
+        else:
+            of_round = averager.comm
+        wanted = Wanted(
+            kind,
+            step,
+            of_gradient is not None and averager.samples_of_step is not None,
+            of_round is not None and averager.has_samples(of_round),
+        )
+        self._meeting.tell(wanted)
 
     def _answer(self, averager: ModelAverager, meeting: Meeting) -> None:
         """Takes part in what others do, without data, until all are done."""
@@ -282,7 +291,7 @@ class PostLocalSGDOptimizer:
             else:
                 self._set_rate()
                 if self.gradients is not None:
-                    if wanted.by_samples:
+                    if wanted.gradient_by_samples:
                         averager.record_samples(0)
                     self._step_averaged(skip=True)
                 averager.sit_out(self.optim.arenas, self._along)

@@ -10,7 +10,7 @@ Source of the idea: torch.distributed.algorithms.Join (PyTorch 2.13).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, TypeAlias
 
 from localsgd.comm import MismatchError
@@ -27,15 +27,19 @@ class Wanted:
     Attributes:
         kind: a step that they take, a flush, or the mean of parameters without a round.
         step: the number of that step; of the last one for the others.
-        by_samples: whether they have recorded samples for it.
+        gradient_by_samples: whether gradients are averaged, by samples recorded for the step.
+        round_by_samples: whether parameters are, by those recorded since the last round.
     """
 
     kind: Kind
     step: int
-    by_samples: bool = False
+    gradient_by_samples: bool
+    round_by_samples: bool
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.step}{', weighed by samples' if self.by_samples else ''}"
+        recorded = {"gradient": self.gradient_by_samples, "round": self.round_by_samples}
+        words = " and ".join(name for name, by_samples in recorded.items() if by_samples)
+        return f"{self.kind} {self.step}{f' with {words} weighed by samples' if words else ''}"
 
 
 class Meeting:
@@ -56,7 +60,7 @@ class Meeting:
         Raises:
             MismatchError: on every rank, if others are about to do something else.
         """
-        self._exchange([wanted.kind, wanted.step, wanted.by_samples])
+        self._exchange(astuple(wanted))
 
     def answer(self, step: int) -> Wanted | int:
         """Says that this worker is done after so many steps. Collective.
@@ -65,17 +69,17 @@ class Meeting:
             What the workers with data are about to do; if there are none any more, the largest
             number of steps that a worker has taken.
         """
-        return self._exchange(["done", step, False])
+        return self._exchange(("done", step))
 
-    def _exchange(self, words: list[object]) -> Wanted | int:
-        given = self._comm.collect(words)
+    def _exchange(self, entry: tuple[object, ...]) -> Wanted | int:
+        given = self._comm.collect(entry)
         ranks: dict[Wanted, list[int]] = {}
-        for rank, (kind, step, by_samples) in enumerate(given):
-            if kind != "done":
-                ranks.setdefault(Wanted(kind, step, by_samples), []).append(rank)
+        for rank, words in enumerate(given):
+            if words[0] != "done":
+                ranks.setdefault(Wanted(*words), []).append(rank)
         if len(ranks) > 1:
-            words_of = [f"{wanted} on {name_ranks(theirs)}" for wanted, theirs in ranks.items()]
+            parts = [f"{wanted} on {name_ranks(theirs)}" for wanted, theirs in ranks.items()]
             raise MismatchError(
-                f"all ranks that have data must do the same, got {'; '.join(words_of)}"
+                f"all ranks that have data must do the same, got {'; '.join(parts)}"
             )
-        return next(iter(ranks)) if ranks else max(step for _, step, _ in given)
+        return next(iter(ranks)) if ranks else max(step for _, step in given)

@@ -379,7 +379,10 @@ def test_a_gradient_that_is_not_finite_reaches_all_and_is_not_clipped() -> None:
 
 
 def test_averaging_and_clipping_need_no_memory_of_the_models_size() -> None:
-    """16 MiB of gradients, and at most 4 MiB more for blocks and messages."""
+    """16 MiB of gradients, and at most 4 MiB more for blocks and messages.
+
+    A first step loads the compiler, where there is one, once for the process.
+    """
     comm = solo()
     arenas = [
         Arena({"w": np.zeros(3 << 20, np.float32)}, comm),
@@ -387,6 +390,7 @@ def test_averaging_and_clipping_need_no_memory_of_the_models_size() -> None:
     ]
     stage = GradientStage("none", comm, max_own_norm=1.0, max_norm=0.5)
     training = LocalSGD(optim.SGD(arenas, lr=0.1), 9, synchronous_steps=9, gradients=stage)
+    training.step()
     for arena in arenas:
         arena.grad.flat[...] = 1.0
     tracemalloc.start()

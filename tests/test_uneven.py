@@ -342,6 +342,25 @@ def test_all_must_enter_at_one_step_and_do_the_same_in_it() -> None:
         assert "got flush 0 on rank 1; step 1 on rank 2" in str(outcome)
 
 
+@pytest.mark.parametrize("synchronous", [0, 9])
+def test_some_workers_with_data_recording_samples_is_an_error_on_every_rank(
+    synchronous: int,
+) -> None:
+    def work(comm: Communicator) -> None:
+        stage = GradientStage("none", comm)
+        training, arena = begin(comm, 1, synchronous_steps=synchronous, gradients=stage)
+        with training.uneven():
+            if comm.rank == 2:
+                training.record_samples(5)
+            if comm.rank:
+                drift(training, arena, 1.0)
+
+    what = "gradient" if synchronous else "round"
+    for outcome in outcomes(3, work, hosts="2+1"):
+        assert isinstance(outcome, MismatchError)
+        assert f"step 1 on rank 1; step 1 with {what} weighed by samples on rank 2" in str(outcome)
+
+
 def test_an_error_in_it_is_raised_and_ends_it() -> None:
     training, arena = begin(solo(), 2)
     with pytest.raises(KeyError, match="data"), training.uneven():

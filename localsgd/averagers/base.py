@@ -147,6 +147,10 @@ class ModelAverager:
         """The samples recorded since the last step; None if none were."""
         return self._ledger.of_step
 
+    def has_samples(self, group: Communicator) -> bool:
+        """Whether samples were recorded since the last round of this group, or of a larger one."""
+        return self._ledger.samples[self._level_of(group)] is not None
+
     def take_back_samples(self) -> None:
         """Forgets the samples recorded since the last step, which this worker does not take."""
         self._ledger.take_back()

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -181,22 +181,34 @@ def test_workers_with_unequal_data_end_together(comm: Communicator) -> None:
     assert averager.step == comm.size
 
 
-def test_the_hook_averages_under_ddp(comm: Communicator, tmp_path: Path) -> None:
-    """On a gloo group beside MPI, or on torchrun's own: (n + 1) / 2, then one's own."""
-    if not dist.is_initialized():
-        store = comm.collect(str(tmp_path / "store"))[0]
+@contextmanager
+def gloo(comm: Communicator) -> Iterator[None]:
+    """A group of torch beside MPI; torchrun's own, if that is where we are."""
+    if dist.is_initialized():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        store = comm.collect(folder)[0]
         dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=comm.rank, world_size=comm.size
+            "gloo", init_method=f"file://{store}/store", rank=comm.rank, world_size=comm.size
         )
-    model = nn.Linear(1, 1, bias=False)
-    hooked = DistributedDataParallel(model)
-    state = ours.PostLocalSGDState(comm, None, 2, post_local_gradient_allreduce=False)
-    hooked.register_comm_hook(state, ours.post_localSGD_hook)
-    found = []
-    for _ in range(3):
-        model.zero_grad()
-        hooked(torch.full((1, 1), 1.0 + comm.rank)).sum().backward()
-        found.append(model.weight.grad.item())  # type: ignore[union-attr]
+        yield
+        dist.destroy_process_group()
+        comm.barrier()
+
+
+def test_the_hook_averages_under_ddp(comm: Communicator) -> None:
+    """In the warm-up (n + 1) / 2, then one's own."""
+    with gloo(comm):
+        model = nn.Linear(1, 1, bias=False)
+        hooked = DistributedDataParallel(model)
+        state = ours.PostLocalSGDState(comm, None, 2, post_local_gradient_allreduce=False)
+        hooked.register_comm_hook(state, ours.post_localSGD_hook)
+        found = []
+        for _ in range(3):
+            model.zero_grad()
+            hooked(torch.full((1, 1), 1.0 + comm.rank)).sum().backward()
+            found.append(model.weight.grad.item())  # type: ignore[union-attr]
     mean = (comm.size + 1) / 2
     assert found == [mean, mean, 1.0 + comm.rank]
 
@@ -217,6 +229,5 @@ def test_ranks_that_differ_are_told_at_once(comm: Communicator) -> None:
     if comm.size > 1:
         with pytest.raises(MismatchError, match="float32"):
             ours.PeriodicModelAverager(2).average_parameters([param])
-    with warnings.catch_warnings(record=True):
-        same = nn.Parameter(torch.ones(2))
-        assert ours.PeriodicModelAverager(2).average_parameters([same])
+    same = nn.Parameter(torch.ones(2))
+    assert ours.PeriodicModelAverager(2).average_parameters([same])

@@ -35,10 +35,10 @@ def test_program_runs(page: Path, launch: list[str], tmp_path: Path) -> None:
 def test_the_transformer_learns_on_two_workers(launch: list[str], tmp_path: Path) -> None:
     """Equal guessing takes 6.6 bits per character; what moves is told by the period."""
     example = str(ROOT / "examples" / "chars_torch.py")
-    lines = output(*launch, example, "--steps", "40", "--periods", "8", cwd=tmp_path).splitlines()
+    lines = output(*launch, example, "--steps", "24", "--periods", "8", cwd=tmp_path).splitlines()
     rows = {" ".join(line.split()[:-5]): line.split()[-5:] for line in lines if " MB " in line}
     losses = [float(row[0]) for row in rows.values()]
     megabytes = [float(row[1].replace(",", "")) for row in rows.values()]
     assert list(rows) == ["gradients", "period 8"]
-    assert max(losses) < 5.0
+    assert max(losses) < 5.5
     assert megabytes[1] < megabytes[0] / 3
