@@ -9,6 +9,9 @@ after every step (synchronous SGD) or after every 4, 16 and 64. All runs see the
     localsgd run -n 4 examples/chars.py            four MPI processes
 
 The last line says what period 16 costs and saves. Loss is in bits per character, held out.
+
+All ways have one learning rate. Synchronous SGD ends alike for peaks of 0.3, 0.4 and 0.6
+(``--learning-rate``); period 16 is best at 0.3, and 0.05 worse at 0.4: a worker alone bears less.
 """
 
 from __future__ import annotations
