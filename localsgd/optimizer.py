@@ -129,12 +129,12 @@ class PostLocalSGDOptimizer:
             MismatchError, RankFailure: from the averages. Those of gradients come before the
                 step; when the round fails the local step is taken, and not counted.
         """
-        count = checked_count("micro_batches", micro_batches, at_least=1)
         self._set_rate()
-        if self.gradients is None and count == 1:
+        if self.gradients is None and micro_batches == 1:
             loss = self.optim.step() if closure is None else self.optim.step(closure)
             self._tell("step")
         else:
+            count = checked_count("micro_batches", micro_batches, at_least=1)
             loss = None if closure is None else closure()
             self._tell("step")
             for arena in self.optim.arenas if count > 1 else ():

@@ -20,17 +20,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from localsgd import averagers as core
-from localsgd.agreement import agreed
 from localsgd.averagers.along import Companion
 from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER
 from localsgd.parts import Averager, Stateful
 from localsgd.state import Policy
+from localsgd.torch.along import companions
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.sharded import check_optimizer
-from localsgd.torch.state import check_policy, state_companion
 from localsgd.torch.uneven import UnevenEnds
 
 _STEP = "averager_step"
@@ -82,7 +81,7 @@ class PostLocalSGDOptimizer(Optimizer):
             )
         # The base's own initialiser would take parameters; this makes its tables of hooks.
         self.__setstate__({"optim": optim, "averager": averager})
-        self.gradients, self._along = gradients, _companions(optim, averager, state, buffers)
+        self.gradients, self._along = gradients, companions(optim, averager, state, buffers)
 
     optim: Optimizer
     averager: Averager
@@ -328,30 +327,6 @@ class PostLocalSGDOptimizer(Optimizer):
         while frame is not None and frame.f_globals.get("__name__") != _CHECKPOINT:
             frame = frame.f_back
         return frame is not None
-
-
-def _companions(
-    optim: Optimizer, averager: Averager, state: Policy, buffers: ModuleBuffers | None
-) -> list[Companion]:
-    """What is averaged along. Collective if there is anything."""
-    if state == "local" and buffers is None:
-        return []
-    if not isinstance(averager, CoreAverager):
-        raise TypeError(f"state and buffers must have an averager of localsgd, got {averager!r}")
-
-    def prepare() -> list[str]:
-        check_policy(state, optim)
-        if not isinstance(buffers, ModuleBuffers | None):
-            raise TypeError(f"buffers must be adopt(model).buffers, got {buffers!r}")
-        return [f"state={state!r}", f"buffers={None if buffers is None else buffers.rules!r}"]
-
-    comm = averager.comm
-    if comm is NON_MEMBER:
-        prepare()
-        return []
-    agreed(comm, "options", prepare, lambda lines: lines)
-    companions = (state_companion(state, optim, comm), buffers)
-    return [entry for entry in companions if entry is not None]
 
 
 def _without_step(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -44,11 +44,12 @@ class UnevenEnds:
         """Before a step is counted: says so, if others are needed and do not know yet."""
         step = self._averager.step + 1
         if step != self._told and self._averager.averager.group_due(step) is not None:
-            self._tell(Wanted("step", step))
+            self._tell_of_step(by_gradient=False)
 
     def tell_flush(self) -> None:
         """Before a flush: says so."""
-        self._meeting.tell(Wanted("flush", self._averager.step))
+        core = self._averager.averager
+        self._meeting.tell(Wanted("flush", core.step, False, core.has_samples(core.comm)))
 
     def answer(self) -> None:
         """Takes part in what others do until all are done; then all hold a last round."""
@@ -62,7 +63,7 @@ class UnevenEnds:
                 continue
             self._optim.zero_grad()
             if self._gradients is not None:
-                if wanted.by_samples:
+                if wanted.gradient_by_samples:
                     core.record_samples(0)
                 if self._gradients.average(skip=True):
                     self._optim.step()
@@ -81,18 +82,20 @@ class UnevenEnds:
             self._gradients.on_begin = None
 
     def _tell_gradients(self) -> None:
-        step = self._averager.step + 1
-        if step == self._told:
+        if self._averager.step + 1 == self._told:
             raise ValueError(
                 "gradients must be averaged once a step where workers end unevenly, got a second "
                 "time: use no_sync() for all passes of a step but the last"
             )
-        by_samples = self._averager.averager.samples_of_step is not None
-        self._tell(Wanted("step", step, by_samples))
+        self._tell_of_step(by_gradient=True)
 
-    def _tell(self, wanted: Wanted) -> None:
-        self._told = wanted.step
-        self._meeting.tell(wanted)
+    def _tell_of_step(self, *, by_gradient: bool) -> None:
+        core = self._averager.averager
+        self._told = core.step + 1
+        group = core.group_due(self._told)
+        of_gradient = by_gradient and core.samples_of_step is not None
+        of_round = group is not None and core.has_samples(group)
+        self._meeting.tell(Wanted("step", self._told, of_gradient, of_round))
 
     def _sit_out(self, step: int) -> None:
         """Counts the steps up to this one, in which nothing is averaged."""

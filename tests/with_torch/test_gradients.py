@@ -90,9 +90,13 @@ def test_parameters_that_some_or_all_did_not_use_never_mix() -> None:
         first = model.gradients()
         model.zero_grad()
         model(1.0 + comm.rank, ["abc", "cba"][comm.rank]).backward()
-        return first, model.gradients()
+        second = model.gradients()
+        model.zero_grad()
+        model(2.0, ["a", "b"][comm.rank]).backward()
+        return first, second, model.gradients()
 
-    assert run_threads(2, body) == [([1.0, None, 1.0], [1.5, 1.5, 1.5])] * 2
+    expected = ([1.0, None, 1.0], [1.5, 1.5, 1.5], [1.0, 1.0, None])
+    assert run_threads(2, body) == [expected] * 2
 
 
 def test_ranks_whose_gradients_become_ready_in_different_orders_never_mix() -> None:

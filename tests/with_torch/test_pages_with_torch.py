@@ -40,5 +40,5 @@ def test_the_transformer_learns_on_two_workers(launch: list[str], tmp_path: Path
     losses = [float(row[0]) for row in rows.values()]
     megabytes = [float(row[1].replace(",", "")) for row in rows.values()]
     assert list(rows) == ["gradients", "period 8"]
-    assert max(losses) < 5.5
+    assert max(losses) < 6.0
     assert megabytes[1] < megabytes[0] / 3

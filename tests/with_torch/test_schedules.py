@@ -125,6 +125,21 @@ def test_a_hierarchy_shows_its_groups_and_values() -> None:
         assert values == [1.5, rank, pairs[rank], rank, 1.5]
 
 
+def test_a_round_of_a_small_group_does_not_wait_for_the_others() -> None:
+    """Nothing goes through the group of all between the rounds of all."""
+
+    def body(comm: Any) -> list[int]:
+        averager = lt.HierarchicalModelAverager({1: 2, 4: 4}, process_group=comm)
+        param, calls = parameter(float(comm.rank)), []
+        for _ in range(4):
+            before = comm.traffic.calls
+            averager.average_parameters([param])
+            calls.append(comm.traffic.calls - before)
+        return [int(count > 0) for count in calls]
+
+    assert run_threads(4, body) == [[1, 0, 0, 0]] * 4
+
+
 def test_an_average_that_raises_is_not_counted() -> None:
     """C2."""
     averager = lt.PeriodicModelAverager(4, process_group=solo())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import localsgd
 import localsgd.torch as ours
 from localsgd import RankFailure, run_threads
 
@@ -75,6 +76,35 @@ def test_gradients_are_averaged_among_those_that_have_data() -> None:
         return trained(comm, averager, [2, 3][comm.rank], stage=True)
 
     assert run_threads(2, body) == [(-5.0, 3)] * 2
+
+
+def test_a_worker_without_data_takes_the_steps_of_the_others_gradients() -> None:
+    """Gradients 1.5, 2 and 2, momentum 0.5: 1.5, 2.75 and 3.375 on both."""
+
+    def body(comm: Any) -> Any:
+        model = model_at_0()
+        averager = ours.PeriodicModelAverager(RARELY, RARELY, comm)
+        stage = ours.GradientStage(model, averager)
+        inner = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
+        optimizer = ours.PostLocalSGDOptimizer(inner, averager, gradients=stage)
+        with optimizer.uneven():
+            for _ in range(1 + 2 * comm.rank):
+                optimizer.zero_grad()
+                model(torch.full((1, 1), 1.0 + comm.rank)).sum().backward()
+                optimizer.step()
+        return inner.state[model.weight]["momentum_buffer"].item(), model.weight.item()
+
+    assert run_threads(2, body) == [(3.375, -7.625)] * 2
+
+
+def test_a_worker_without_data_gives_what_it_has_once() -> None:
+    """Rounds after every step: together at -1, then the other goes on alone to -3."""
+
+    def body(comm: Any) -> Any:
+        averager = ours.CoreAverager(localsgd.ModelAverager(localsgd.every(1), comm))
+        return trained(comm, averager, [1, 3][comm.rank])
+
+    assert run_threads(2, body) == [(-3.0, 3)] * 2
 
 
 def test_a_hierarchy_with_state_and_gradients_ends_cleanly() -> None:
