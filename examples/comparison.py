@@ -220,9 +220,10 @@ def draw(
         costs.annotate(
             name,
             (megabytes, middle[-1]),
-            (0, 9),
+            # Beside the bar of the spread, if there is one.
+            (6, 6) if len(runs) > 1 else (0, 9),
             textcoords="offset points",
-            ha="center",
+            ha="left" if len(runs) > 1 else "center",
             color=line.get_color(),
         )
     label = f"{measure.name}, {measure.unit}"
