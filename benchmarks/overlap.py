@@ -3,8 +3,8 @@
 A round alone takes R, computation alone C, the round started before the computation and waited for
 after it B; hidden is (R + C - B) / R. The computation takes somewhat longer than the round.
 
-A round takes processor time itself, P on all ranks together, without what the kernel does for no
-process. Where the computation leaves no core of N idle, at most 1 - P / (N R) can be hidden.
+A round takes processor time itself, and where the computation leaves no core idle that cannot be
+hidden. It is measured of rounds behind nothing, without what the kernel does for no process.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def measure(rounds: int) -> Report:
             alone = spreads[ROUND].median
             hidden = (alone + spreads[COMPUTE].median - spreads[BOTH].median) / alone
             report.goals.append(Goal("overlap", setting, hidden, LEAST, True, unit))
-            most = 1 - found["spent"] / (CORES * alone)
+            share = found["spent"] / (CORES * alone)
             report.notes.append(
-                f"{setting}: a round in the background takes {shown(found['spent'])} of processor "
-                f"time, so that at most {most:.2f} of it can be hidden on {CORES} busy cores."
+                f"{setting}: a round behind nothing takes {shown(found['spent'])} of processor "
+                f"time on all ranks, {share:.2f} of what {CORES} cores offer meanwhile."
             )
     return report
 
