@@ -1,10 +1,12 @@
 """Gradients without DDP: averaged in the warm-up, and by host or not at all after it.
 
 The memory of gradients is cut into blocks, from the last parameter to the first, in an order that
-all ranks agreed on when the model was adopted. A block is reduced in the background as soon as its
-gradients are complete and those before it have begun; so ranks whose gradients become ready in
-different orders, or that did not use a parameter, never mix. The stage reads the averager's step,
-so the length of the warm-up is typed once. All arithmetic is the communicator's.
+all ranks agreed on when the model was adopted. Between hosts a block is reduced in the background
+as soon as its gradients are complete and those before it have begun, so ranks whose gradients
+become ready in different orders, or that did not use a parameter, never mix. On one host, where
+that would only take the memory's bandwidth from the pass, all are reduced at its end. The stage
+reads the averager's step, so the length of the warm-up is typed once. All arithmetic is the
+communicator's.
 """
 
 from __future__ import annotations
@@ -171,12 +173,12 @@ class GradientStage:
         self._check_trainable()
         params = [param for block in self._blocks for param in block.params]
         self._used[:] = [param.grad is not None and not skip for param in params]
-        for block in self._blocks[self._begun :]:
-            self._begin(block, group)
         try:
-            for block in self._blocks:
+            for block in self._blocks[: self._begun]:
                 assert block.request is not None
                 block.request.wait()
+            for block in self._blocks[self._begun :]:
+                self._prepared(block)(group)
         except NoWeight:
             return False
         group.allreduce(self._used, "max", label="gradients that are used")
@@ -219,12 +221,15 @@ class GradientStage:
             Variable._execution_engine.queue_callback(self._end_pass)
         self._bring(param)
         self._block_of[id(param)].missing.discard(id(param))
+        if len(group.topology.hosts) == 1:
+            return
         while self._begun < len(self._blocks) and not self._blocks[self._begun].missing:
-            self._begin(self._blocks[self._begun], group)
+            block = self._blocks[self._begun]
+            block.request = group.start(self._prepared(block))
             self._begun += 1
 
-    def _begin(self, block: _Block, group: Communicator) -> None:
-        """Reduces a block in the background, which a worker of weight 0 only takes from."""
+    def _prepared(self, block: _Block) -> Callable[[Communicator], None]:
+        """The reduction of a block whose gradients are in place from here on."""
         for param in block.params:
             if param.grad is None:
                 self._homes[id(param)].zero_()
@@ -236,7 +241,7 @@ class GradientStage:
         def reduce(comm: Communicator) -> None:
             comm.allreduce(block.memory, "mean", weight=weight, label=label)
 
-        block.request = group.start(reduce)
+        return reduce
 
     def _bring(self, param: Tensor) -> None:
         """Makes the home hold the gradient, and the gradient, on the CPU, lie there."""

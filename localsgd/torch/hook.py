@@ -1,9 +1,9 @@
 """Gradients under DistributedDataParallel: averaged over all workers at first, then by host only.
 
-A communication hook reduces DDP's buckets where they lie, in the background while the backward
-pass goes on, and in the order in which DDP issues them, which is the same on all ranks. What is
-unlike torch's hook: groups are found and checked when the state is made and not in mid-training,
-and the counter of the warm-up is saved.
+A communication hook reduces DDP's buckets where they lie, between hosts in the background while the
+backward pass goes on, and in the order in which DDP issues them, which is the same on all ranks.
+What is unlike torch's hook: groups are found and checked when the state is made and not in
+mid-training, and the counter of the warm-up is saved.
 
 Source: torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook (PyTorch 2.13).
 """
@@ -215,7 +215,11 @@ def post_localSGD_hook(  # noqa: N802  torch's name
         else:
             future.set_result(buffer)
 
-    group.start(reduce)
+    if len(group.topology.hosts) == 1:
+        # It would only take memory's bandwidth from the pass.
+        reduce(group)
+    else:
+        group.start(reduce)
     return future
 
 

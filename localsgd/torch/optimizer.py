@@ -9,11 +9,9 @@ Source: torch.distributed.optim.PostLocalSGDOptimizer (PyTorch 2.13).
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -21,19 +19,18 @@ from torch.optim import Optimizer
 
 from localsgd import averagers as core
 from localsgd.averagers.along import Companion
-from localsgd.checks import caller_level, checked_count
+from localsgd.checks import caller_level
 from localsgd.comm import NON_MEMBER
+from localsgd.loading import load_together
 from localsgd.parts import Averager, Stateful
 from localsgd.state import Policy
 from localsgd.torch.along import companions
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.buffers import ModuleBuffers
+from localsgd.torch.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.sharded import check_optimizer
 from localsgd.torch.uneven import UnevenEnds
-
-_STEP = "averager_step"
-_CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -130,7 +127,7 @@ class PostLocalSGDOptimizer(Optimizer):
             if changed is not None:
                 (closure, *_), _ = changed
         loss = self._inner_step(closure)
-        if not self._makes_state():
+        if not makes_state(self.param_groups):
             if self._ends is not None:
                 self._ends.tell_step()
             self._count()
@@ -228,10 +225,7 @@ class PostLocalSGDOptimizer(Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         state: dict[str, Any] = {**self.optim.state_dict(), "step": self.averager.step}
-        if state["param_groups"]:
-            # What torch.distributed.checkpoint keeps of a state dict is state and groups alone.
-            first, *others = state["param_groups"]
-            state["param_groups"] = [{**first, _STEP: self.averager.step}, *others]
+        state = with_mark(state, self.averager.step)
         if isinstance(self.averager, Stateful):
             state["averager"] = self.averager.state_dict()
         for post_hook in self._optimizer_state_dict_post_hooks.values():
@@ -247,24 +241,25 @@ class PostLocalSGDOptimizer(Optimizer):
                 averager with another schedule.
 
         Raises:
-            Exception: what the inner optimizer raises; the averager has then not changed.
+            Exception: what the inner optimizer raises, or TypeError or ValueError for a step or
+                an averager's state that does not fit; then nothing has changed.
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        state_dict, given = _without_step(state_dict)
-        number = given.item() if isinstance(given, Tensor) else given
-        step = 0 if number is None else checked_count("step", number, at_least=0)
-        self.optim.load_state_dict(state_dict)
-        if "averager" in state_dict and isinstance(self.averager, Stateful):
-            self.averager.load_state_dict(state_dict["averager"])
-        if given is None:
+        state_dict = without_mark(state_dict)
+        # type: torch's optimizers ask for a dict, which is what they get
+        parts: dict[str, Any] = {"": self.optim}
+        if isinstance(self.averager, Stateful):
+            parts["averager"] = self.averager
+        # Each rank by itself, as torch's optimizers; rounds find ranks that loaded other steps.
+        load_together(NON_MEMBER, state_dict, self.averager, parts, optional=("averager",))
+        if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "
                 "Setting step counter to 0.",
                 stacklevel=caller_level(),
             )
-        self.averager.step = step
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -314,25 +309,3 @@ class PostLocalSGDOptimizer(Optimizer):
     def _gradients(self) -> list[Tensor]:
         params = (param for group in self.param_groups for param in group["params"])
         return [param.grad for param in params if param.grad is not None]
-
-    def _makes_state(self) -> bool:
-        """Whether torch.distributed.checkpoint takes this step, which moves nothing.
-
-        It takes one with learning rate and gradients 0, to make the optimizer create its state
-        before it saves or loads; that is no step of training and is not counted.
-        """
-        if any(group.get("lr", 1) != 0 for group in self.param_groups):
-            return False
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_globals.get("__name__") != _CHECKPOINT:
-            frame = frame.f_back
-        return frame is not None
-
-
-def _without_step(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """A plain optimizer's state dict, and the averager's counter that was in it, or None."""
-    groups = state_dict.get("param_groups", [])
-    found = [group[_STEP] for group in groups if _STEP in group]
-    plain = [{key: value for key, value in group.items() if key != _STEP} for group in groups]
-    step = state_dict.get("step", found[0] if found else None)
-    return {**state_dict, "param_groups": plain}, step

@@ -80,7 +80,10 @@ def test_after_the_warmup_a_host_may_go_on() -> None:
     assert run_threads(3, body, hosts="2+1") == [[2.0, 1.5], [2.0, 1.5], [2.0, 3.0]]
 
 
-def test_parameters_that_some_or_all_did_not_use_never_mix() -> None:
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_parameters_that_some_or_all_did_not_use_never_mix(
+    hosts: str,
+) -> None:
     """Rank r uses those that it is told to; the others count as 0, and what nobody used is None."""
 
     def body(comm: Any) -> Any:
@@ -96,10 +99,13 @@ def test_parameters_that_some_or_all_did_not_use_never_mix() -> None:
         return first, second, model.gradients()
 
     expected = ([1.0, None, 1.0], [1.5, 1.5, 1.5], [1.0, 1.0, None])
-    assert run_threads(2, body) == [expected] * 2
+    assert run_threads(2, body, hosts=hosts) == [expected] * 2
 
 
-def test_ranks_whose_gradients_become_ready_in_different_orders_never_mix() -> None:
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_ranks_whose_gradients_become_ready_in_different_orders_never_mix(
+    hosts: str,
+) -> None:
     """One rank uses a before b, the other b before a; what each gives tells them apart."""
 
     class Chained(nn.Module):
@@ -119,7 +125,7 @@ def test_ranks_whose_gradients_become_ready_in_different_orders_never_mix() -> N
         model(["ab", "ba"][comm.rank]).backward()
         return model.a.grad.item(), model.b.grad.item()
 
-    assert run_threads(2, body) == [(14.0, 10.0)] * 2
+    assert run_threads(2, body, hosts=hosts) == [(14.0, 10.0)] * 2
 
 
 def test_micro_batches_add_up_before_and_after_averaging() -> None:

@@ -311,7 +311,8 @@ def test_states_that_differ_are_told_on_every_rank(given: tuple[int, bool]) -> N
     run_threads(2, body)
 
 
-def test_an_error_of_the_reduction_is_the_futures() -> None:
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_an_error_of_the_reduction_is_the_futures(hosts: str) -> None:
     """Buckets of different lengths, which DDP would not make."""
 
     def body(comm: Any) -> None:
@@ -320,7 +321,7 @@ def test_an_error_of_the_reduction_is_the_futures() -> None:
         with pytest.raises(MismatchError, match="2 float32 .* for gradients"):
             future.wait()
 
-    run_threads(2, body)
+    run_threads(2, body, hosts=hosts)
 
 
 def test_a_state_takes_no_other_attribute() -> None:

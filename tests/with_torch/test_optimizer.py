@@ -160,7 +160,11 @@ def test_a_failing_load_leaves_the_counter() -> None:
         optimizer.load_state_dict({**saved, "step": 9, "param_groups": []})
     with pytest.raises(TypeError, match="step must be an integer, got 'nine'"):
         optimizer.load_state_dict({**saved, "step": "nine"})
+    changed = {**saved, "param_groups": [{**saved["param_groups"][0], "lr": 7.0}]}
+    with pytest.raises(ValueError, match="an averager's state dict must have"):
+        optimizer.load_state_dict({**changed, "averager": {}})
     assert optimizer.averager.step == 2
+    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_repr_and_state_are_the_inner_optimizers() -> None:

@@ -57,7 +57,7 @@ def assert_same(results: list[Any], due: set[int], size: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*period.*:UserWarning", "ignore:When period:UserWarning")
 @pytest.mark.parametrize("warmup", [0, 4, 13])
 @pytest.mark.parametrize("period", [1, 3, 4])
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_periodic_training_is_torchs(size: int, period: int, warmup: int) -> None:
     def body(rank: int) -> Any:
         return (
