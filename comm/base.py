@@ -133,6 +133,8 @@ class Communicator(Protocol):
         """A zeroed buffer, shape ``(count,)``, that the ranks of a host map from each other.
 
         Collectives on it cost one pass over memory; so do those of a group split from this one.
+        Where the ranks cannot map it (too many open files, say) it is private memory on all ranks,
+        which rank 0 says once: collectives then copy it.
 
         Raises:
             MemoryError: on every rank, if the memory of one host does not suffice.

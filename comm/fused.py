@@ -103,7 +103,9 @@ class Pass:
         one_host = len(self._host_weights) == 1
         # A compiled loop that nothing interrupts takes the whole shard at once.
         whole = one_host and self._everywhere and self._scratch.of_host.compiled
-        self.cut(local[self._me].size if whole and self._job.op == "mean" else CHUNK)
+        # Every chunk under way takes a buffer for every other host.
+        length = 2 * CHUNK // max(len(self._host_weights), 2)
+        self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
         lag = 0 if one_host else _LAG
         for index in range(self.chunks + 2 * lag):
             self.step(local, lambda i, c: self.atoms[i].chunk(c, self.chunks), index, lag)

@@ -8,6 +8,7 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -31,7 +32,7 @@ from .plan import shard
 from .reducing import Reducer
 from .reductions import Reductions
 from .regions import Regions
-from .sharing import share
+from .sharing import CannotMap, share
 from .topology import Topology
 from .waiting import Clock, Waiter
 
@@ -100,6 +101,7 @@ class Group:
         self._reductions = Reductions(
             self._entrance, self._reducer, self._own_errors, self.size, self.shard, native
         )
+        self._told = False
         leave_at_exit(self)
 
     def __repr__(self) -> str:
@@ -136,7 +138,11 @@ class Group:
                 kind = checks.buffer_dtype(dtype)
                 checks.whole_number("count", count, at_least=0)
             self._entrance.enter(Header("allocate", dtype=kind, elements=count))
-            shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
+            try:
+                shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
+            except CannotMap as error:
+                self._tell_of_private_memory(error)
+                return np.zeros(count, kind)
             others = dict(zip(self._neighbours, shared.blocks, strict=True))
             del others[self._world_ranks[self.rank]]
             number = header.digest(self._number, self._entrance.sequence)
@@ -272,6 +278,12 @@ class Group:
     def leave(self) -> None:
         """Tells the other ranks of this host that this one takes part no more."""
         self._entrance.leave()
+
+    def _tell_of_private_memory(self, reason: CannotMap) -> None:
+        if self.rank == 0 and not self._told:
+            self._told = True
+            words = "memory is not shared, and averages of it take longer"
+            print(f"localsgd: {words}: {reason}", file=sys.stderr)
 
     def _check(self, missing: Sequence[int]) -> None:
         self._board.check(missing)

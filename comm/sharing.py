@@ -37,28 +37,32 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
 
     Raises:
         MemoryError: on every rank, if one host has too little memory.
-        CannotMap: on every rank, if one cannot map a neighbour's block.
+        CannotMap: on every rank, if one cannot make a block or map a neighbour's.
     """
     ranks = topology.neighbours(rank)
     alone = max(len(host) for host in topology.hosts) == 1
-    problem, address, own = "", (os.getpid(), -1), np.zeros(0, np.uint8)
+    lacking = problem = ""
+    address, own = (os.getpid(), -1), np.zeros(0, np.uint8)
     try:
         require_memory(nbytes * len(ranks))
         if alone:
             own = np.zeros(nbytes, np.uint8)
         else:
             own, address = create_block(nbytes)
-    except (MemoryError, OSError) as error:
-        problem = str(error)
-    answers = mail.collect([problem, *address])
+    except MemoryError as error:
+        lacking = str(error)
+    except OSError as error:
+        problem = f"cannot make a block of {nbytes:,} bytes: {error}"
+    answers = mail.collect([lacking, problem, *address])
     _raise_if_any(MemoryError, [answer[0] for answer in answers])
+    _raise_if_any(CannotMap, [answer[1] for answer in answers])
     if alone:
         return Shared(own, (own,), (os.getpid(),))
-    pids = [int(answers[r][1]) for r in ranks]
+    pids = [int(answers[r][2]) for r in ranks]
     blocks: list[Bytes] = []
     try:
         for neighbour, pid in zip(ranks, pids, strict=True):
-            fd = int(answers[neighbour][2])
+            fd = int(answers[neighbour][3])
             blocks.append(own if neighbour == rank else open_block((pid, fd), nbytes))
     except OSError as error:
         problem = f"cannot map the memory of rank {neighbour}: {error}"

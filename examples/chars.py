@@ -2,13 +2,16 @@
 
 A network reads 16 characters and predicts the next: an embedding, one hidden layer, gradients by
 hand. It learns from modules of Python's own standard library, on all workers at once, which average
-after every step (synchronous SGD) or after every 4, 16 and 64. All runs see the same samples.
+after every step (synchronous SGD) or after every 16 or 64. All runs see the same samples.
 
     python examples/chars.py                       alone
     python examples/chars.py --threads 4           four workers in one process
     localsgd run -n 4 examples/chars.py            four MPI processes
 
 The last line says what period 16 costs and saves. Loss is in bits per character, held out.
+
+All ways have one learning rate. Synchronous SGD ends alike for peaks of 0.3, 0.4 and 0.6
+(``--learning-rate``); period 16 is best at 0.3, and 0.05 worse at 0.4: a worker alone bears less.
 """
 
 from __future__ import annotations
@@ -217,7 +220,7 @@ def run(comm: Communicator, arguments: argparse.Namespace) -> None:
 
     outcomes = compare(
         comm,
-        periods,
+        lambda workers: periods(workers, (16, 64)),
         train_one,
         seeds=arguments.seeds,
         moments=EVALUATIONS,

@@ -90,10 +90,10 @@ def launch(
             run_threads(arguments.threads, run, arguments)
 
 
-def periods(comm: Communicator) -> dict[str, ModelAverager]:
-    """Synchronous SGD, and local SGD with three periods."""
+def periods(comm: Communicator, local: Sequence[int]) -> dict[str, ModelAverager]:
+    """Synchronous SGD, and local SGD with these periods."""
     found = {"synchronous": ModelAverager(every(1), comm)}
-    for period in (4, 16, 64):
+    for period in local:
         found[f"period {period}"] = ModelAverager(every(period), comm)
     return found
 
@@ -206,6 +206,7 @@ def draw(
     from matplotlib import pyplot as plt
 
     figure, (curves, costs) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.05)
     for name, runs in outcomes.items():
         rows = np.array([run.curve for run in runs])
         middle, final = np.median(rows, axis=0), rows[:, -1]
@@ -219,9 +220,10 @@ def draw(
         costs.annotate(
             name,
             (megabytes, middle[-1]),
-            (0, 9),
+            # Beside the bar of the spread, if there is one.
+            (6, 6) if len(runs) > 1 else (0, 9),
             textcoords="offset points",
-            ha="center",
+            ha="left" if len(runs) > 1 else "center",
             color=line.get_color(),
         )
     label = f"{measure.name}, {measure.unit}"

@@ -107,7 +107,7 @@ def batches(digits: Digits, comm: Communicator, seed: int, epoch: int) -> Iterat
 
 def ways(comm: Communicator) -> dict[str, ModelAverager]:
     """The averagers to compare, by name."""
-    found = periods(comm)
+    found = periods(comm, (4, 16, 64))
     if comm.size % 2 == 0 and comm.size > 2:
         found["pairs 4, all 16"] = HierarchicalModelAverager({4: 2, 16: comm.size}, 0, comm)
     return found

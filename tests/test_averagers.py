@@ -12,6 +12,7 @@ from localsgd import (
     NON_MEMBER,
     Arena,
     Communicator,
+    HierarchicalModelAverager,
     MismatchError,
     ModelAverager,
     average_parameters,
@@ -19,6 +20,7 @@ from localsgd import (
     run_threads,
     solo,
 )
+from localsgd.averagers import Companion
 from workers import LAYOUTS, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -363,6 +365,44 @@ def test_a_method_with_outer_state_gives_its_rule_for_the_mean() -> None:
     assert run_threads(3, work, hosts="2+1") == [
         [0.25 * rank + 0.75 * 0.5] * 3 for rank in range(3)
     ]
+
+
+def test_what_goes_along_joins_every_round_with_its_group_and_weight() -> None:
+    """Values r and 10 r of weights r + 1: the host of ranks 0 and 1 alone first, then all."""
+
+    class Along:
+        words = "a companion"
+
+        def __init__(self, comm: Communicator, arena: Arena) -> None:
+            self.values, self.arena = np.full(1, 10.0 * comm.rank), arena
+            self.before: list[float] = []
+
+        def ready(self, group: Communicator, weight: float | None) -> None:
+            self.before.append(values_of(self.arena)[0])
+
+        def join(self, group: Communicator, weight: float | None) -> None:
+            group.allreduce(self.values, "mean", weight=weight)
+
+    def work(comm: Communicator) -> tuple[list[float], list[float], list[float]]:
+        arena = filled(comm, comm.rank)
+        along = Along(comm, arena)
+        assert isinstance(along, Companion)
+        averager = HierarchicalModelAverager({2: "host", 4: "world"}, comm=comm)
+        averager.step = 2
+        averager.record_samples(comm.rank + 1)
+        assert averager.average_parameters(arena, [along])
+        seen = [values_of(arena)[0], float(along.values[0])]
+        averager.average_parameters(arena, [along])
+        averager.flush(arena, [along])
+        return seen, [values_of(arena)[0], float(along.values[0])], along.before
+
+    first, second, third = run_threads(3, work, hosts="2+1")
+    mean, pooled = 2 / 3, (2 + 2 * 3) / 6
+    for rank, (of_host, of_all, before) in enumerate([first, second, third]):
+        expected = [2.0, 20.0] if rank == 2 else [mean, 10 * mean]
+        np.testing.assert_allclose(of_host, expected, rtol=1e-15)
+        np.testing.assert_allclose(of_all, [pooled, 10 * pooled], rtol=1e-15)
+        np.testing.assert_allclose(before, [rank, of_host[0]], rtol=1e-15)
 
 
 def test_repr_shows_the_schedule() -> None:

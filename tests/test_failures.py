@@ -118,3 +118,26 @@ def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
     for rank in (1, 2):
         assert f"rank {rank}: MismatchError: rank 0 could not take part: {reason}" in output
     assert output.count("went on with 1.0") == 3
+
+
+@pytest.mark.parametrize("layout", ["3", "2+1"])
+def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
+    tmp_path: Path, layout: str
+) -> None:
+    """Rank 1 may open no more files, so it can make no block; 0, 1 and 2 average to 1."""
+    body = (
+        "import resource\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "if comm.rank == 1:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
+        "buffers = [comm.allocate(count, np.float64) for count in (100_000, 1_000)]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "for buffer in buffers:\n"
+        "    buffer[...] = comm.rank\n"
+        "    comm.allreduce(buffer, 'mean')\n"
+        "    assert set(buffer.tolist()) == {1.0}\n"
+    )
+    code, said = run_job(tmp_path, body, layout=layout)
+    assert code == 0, said
+    assert said.count("localsgd: memory is not shared") == 1
+    assert "rank 1: cannot make a block of 800,000 bytes: [Errno 24] Too many open files" in said
