@@ -25,7 +25,7 @@ from localsgd.loading import load_together
 from localsgd.lr import Rate, apply_rate
 from localsgd.parts import Averager, InnerOptimizer, Stateful
 from localsgd.state import Policy, check_policy, state_companion
-from localsgd.uneven import Kind, Meeting, Wanted
+from localsgd.uneven import Kind, UnevenEnds, Without
 
 
 class PostLocalSGDOptimizer:
@@ -79,7 +79,7 @@ class PostLocalSGDOptimizer:
         self.optim = optim
         self.averager = averager
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
-        self._meeting: Meeting | None = None
+        self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
         given = (gradients, buffers, rate)
         if state != "local" or any(option is not None for option in given):
@@ -179,18 +179,24 @@ class PostLocalSGDOptimizer:
             RankFailure: on the others, if a rank fails before all have left.
         """
         averager = self._core("uneven()")
-        if self._meeting is not None:
+        if self._ends is not None:
             raise ValueError("uneven() must not be entered twice, got a second time")
-        if averager.comm is not NON_MEMBER:
-            self._meeting = Meeting(averager.comm, averager.step)
-        averager.allow_uneven(True)
+        if averager.comm is NON_MEMBER:
+            yield
+            return
+        without = Without(
+            step=self._take_step_of_others,
+            count=lambda: averager.sit_out(self.optim.arenas, self._along),
+            flush=lambda: averager.flush(self.optim.arenas, self._along),
+            mean=lambda: averager.mean_of(self.optim.arenas),
+        )
+        self._ends = UnevenEnds(averager, without)
         try:
             yield
-            if self._meeting is not None:
-                self._answer(averager, self._meeting)
+            self._ends.answer()
         finally:
-            self._meeting = None
-            averager.allow_uneven(False)
+            self._ends.end()
+            self._ends = None
 
     def flush(self) -> None:
         """Averages now, as at the end of training; counts no step. Collective."""
@@ -259,53 +265,16 @@ class PostLocalSGDOptimizer:
 
     def _tell(self, kind: Kind) -> None:
         """Where workers end unevenly, tells those without data, if they are needed."""
-        if self._meeting is None:
-            return
-        averager = self._core("uneven()")
-        step = averager.step + (kind == "step")
-        of_gradient = of_round = None
-        if kind == "step":
-            of_gradient = self.gradients and self.gradients.group_due(averager)
-            of_round = averager.group_due(step)
-            if of_gradient is None and of_round is None:
-                return
-        else:
-            of_round = averager.comm
-        wanted = Wanted(
-            kind,
-            step,
-            of_gradient is not None and averager.samples_of_step is not None,
-            of_round is not None and averager.has_samples(of_round),
-        )
-        self._meeting.tell(wanted)
+        if self._ends is not None:
+            stage = self.gradients if kind == "step" else None
+            averager = self._core("uneven()")
+            by_gradient = stage is not None and stage.group_due(averager) is not None
+            self._ends.tell(kind, by_gradient=by_gradient)
 
-    def _answer(self, averager: ModelAverager, meeting: Meeting) -> None:
-        """Takes part in what others do, without data, until all are done."""
-        while isinstance(wanted := meeting.answer(averager.step), Wanted):
-            before = wanted.step - (wanted.kind == "step")
-            self._sit_out(averager, before)
-            if wanted.kind == "flush":
-                averager.flush(self.optim.arenas, self._along)
-            elif wanted.kind == "mean":
-                averager.mean_of(self.optim.arenas)
-            else:
-                self._set_rate()
-                if self.gradients is not None:
-                    if wanted.gradient_by_samples:
-                        averager.record_samples(0)
-                    self._step_averaged(skip=True)
-                averager.sit_out(self.optim.arenas, self._along)
-        self._sit_out(averager, wanted)
-        if not averager.flush(self.optim.arenas, self._along):
-            # Nobody has anything to give, so whoever is not equal by now moved without weight.
-            averager.forget_samples()
-            averager.allow_uneven(False)
-            averager.flush(self.optim.arenas, self._along)
-
-    def _sit_out(self, averager: ModelAverager, step: int) -> None:
-        """Counts the steps up to this one, in which nothing is averaged."""
-        while averager.step < step:
-            averager.sit_out(self.optim.arenas, self._along)
+    def _take_step_of_others(self) -> None:
+        self._set_rate()
+        if self.gradients is not None:
+            self._step_averaged(skip=True)
 
     def _set_rate(self) -> None:
         if self.rate is not None:

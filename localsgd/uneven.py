@@ -10,9 +10,11 @@ Source of the idea: torch.distributed.algorithms.Join (PyTorch 2.13).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Literal, TypeAlias
 
+from localsgd.averagers.base import ModelAverager
 from localsgd.comm import MismatchError
 from localsgd.comm.base import Communicator
 from localsgd.comm.errors import name_ranks
@@ -83,3 +85,79 @@ class Meeting:
                 f"all ranks that have data must do the same, got {'; '.join(parts)}"
             )
         return next(iter(ranks)) if ranks else max(step for _, step in given)
+
+
+@dataclass(frozen=True)
+class Without:
+    """How a worker without data takes part in what others do; all of it is collective.
+
+    Attributes:
+        step: takes the step of averaged gradients, if they are averaged, giving none.
+        count: counts the step, and holds the round that is due.
+        flush: holds a round; says whether there was one.
+        mean: takes part in a mean of parameters; None if workers cannot ask for one.
+    """
+
+    step: Callable[[], object]
+    count: Callable[[], object]
+    flush: Callable[[], bool]
+    mean: Callable[[], object] | None = None
+
+
+class UnevenEnds:
+    """One worker's part, from the time when workers may run out of data until all have."""
+
+    def __init__(self, averager: ModelAverager, without: Without) -> None:
+        """Collective.
+
+        Raises:
+            MismatchError: on every rank, if ranks stand at different steps.
+        """
+        self._averager, self._without = averager, without
+        self._meeting = Meeting(averager.comm, averager.step)
+        averager.allow_uneven(True)
+
+    def tell(self, kind: Kind, *, by_gradient: bool = False) -> None:
+        """Says what this worker, which has data, is about to do, if others are needed for it.
+
+        Args:
+            by_gradient: whether it is a step whose gradients are averaged.
+        """
+        averager = self._averager
+        step = averager.step + (kind == "step")
+        group = averager.group_due(step) if kind == "step" else averager.comm
+        if group is not None or by_gradient:
+            of_gradient = by_gradient and averager.samples_of_step is not None
+            of_round = group is not None and averager.has_samples(group)
+            self._meeting.tell(Wanted(kind, step, of_gradient, of_round))
+
+    def answer(self) -> None:
+        """Takes part in what others do until all are done; then all hold a last round."""
+        averager, without = self._averager, self._without
+        while isinstance(wanted := self._meeting.answer(averager.step), Wanted):
+            self._catch_up(wanted.step - (wanted.kind == "step"))
+            if wanted.kind == "flush":
+                without.flush()
+            elif wanted.kind == "mean":
+                assert without.mean is not None
+                without.mean()
+            else:
+                if wanted.gradient_by_samples:
+                    averager.record_samples(0)
+                without.step()
+                without.count()
+        self._catch_up(wanted)
+        if not without.flush():
+            # Nobody has anything to give, so whoever is not equal by now moved without weight.
+            averager.forget_samples()
+            averager.allow_uneven(False)
+            without.flush()
+
+    def end(self) -> None:
+        """From here on all workers take all steps."""
+        self._averager.allow_uneven(False)
+
+    def _catch_up(self, step: int) -> None:
+        """Counts the steps up to this one, in which nothing is averaged."""
+        while self._averager.step < step:
+            self._without.count()

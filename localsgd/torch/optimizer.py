@@ -30,7 +30,7 @@ from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.sharded import check_optimizer
-from localsgd.torch.uneven import UnevenEnds
+from localsgd.torch.uneven import TorchUnevenEnds
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -84,7 +84,7 @@ class PostLocalSGDOptimizer(Optimizer):
     averager: Averager
     gradients: GradientStage | None = None
     _along: Sequence[Companion] = ()
-    _ends: UnevenEnds | None = None
+    _ends: TorchUnevenEnds | None = None
 
     # type: attributes of the base that are the inner optimizer's here, whatever it does to them
     @property
@@ -185,7 +185,7 @@ class PostLocalSGDOptimizer(Optimizer):
         if self.averager.comm is NON_MEMBER:
             yield
             return
-        self._ends = UnevenEnds(self.optim, self.averager, self.gradients, self._along)
+        self._ends = TorchUnevenEnds(self.optim, self.averager, self.gradients, self._along)
         try:
             yield
             self._ends.answer()
