@@ -1,6 +1,7 @@
 """On one host: how much faster than torch's post-local SGD is a whole training step?
 
-Theirs is DDP with the hook in its local phase, which sends nothing, and the wrapper.
+Theirs is DDP with the hook in its local phase, which sends nothing, and the wrapper. The bare step
+is forward, backward and SGD without either: nobody can be faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from benchmarks.report import OURS, Goal, Report
 LEAST = {1: 2.5, 4: 1.8, 16: 1.5}
 CALLS = 16
 TORCH = "torch DDP, hook and wrapper, gloo"
+BARE = "bare step, nothing averaged"
 
 
 def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
@@ -43,9 +45,11 @@ def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
     theirs.register_comm_hook(state, hook.post_localSGD_hook)
     averager = averagers.PeriodicModelAverager(period)
     torchs = PostLocalSGDOptimizer(inner_optimizer(theirs), averager)
+    bare = linear_layers()
     ways = {
         OURS: training_step(mine, wrapped, comm.rank),
         TORCH: training_step(theirs, torchs, comm.rank),
+        BARE: training_step(bare, inner_optimizer(bare), comm.rank),
     }
     times = in_turn_on_all_ranks(ways, options["rounds"], calls=CALLS)
     peers.leave_gloo()
@@ -53,7 +57,7 @@ def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
 
 
 def measure(rounds: int) -> Report:
-    question = (__doc__ or "").replace("\n\n", " ").strip()
+    question = " ".join((__doc__ or "").split())
     size = "8 linear layers of 1024, batch 32, SGD with momentum, 2 ranks, one thread each"
     report = Report("torch_step", f"{question} {size}.")
     for period, least in LEAST.items():
