@@ -12,6 +12,8 @@ from benchmarks.measure import in_turn_on_all_ranks
 from benchmarks.report import OURS, Goal, Report
 
 COUNT, PIECES = 25_600_000, 160
+# More is wanted at 4 ranks, which the compiled loop was made for.
+LEAST = {2: 15, 4: 20}
 TORCH = "torch average_parameters, gloo"
 
 
@@ -31,11 +33,11 @@ def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
 
 def measure(rounds: int) -> Report:
     report = Report("host_torch", f"{__doc__} {COUNT / 1e6} M float32 in {PIECES} tensors.")
-    for ranks in (2, 4):
+    for ranks, least in LEAST.items():
         times = run_here("benchmarks.host_torch", ranks, {"rounds": rounds})
         spreads = report.add_times(f"{ranks} ranks", times)
         faster = spreads[TORCH].median / spreads[OURS].median
-        report.goals.append(Goal("host-torch", f"{ranks} ranks", faster, 15, True, "times faster"))
+        report.goals.append(Goal("host-torch", f"{ranks} ranks", faster, least, True, "times faster"))
     return report
 
 

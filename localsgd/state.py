@@ -16,7 +16,8 @@ import numpy as np
 
 from localsgd.averagers.along import Companion
 from localsgd.comm import MismatchError
-from localsgd.comm.base import Array, Communicator
+from localsgd.comm.base import Array, Communicator, as_bytes
+from localsgd.comm.memory import address_of
 from localsgd.optim.base import Optimizer
 
 Policy: TypeAlias = "Literal['local', 'mean', 'reset']"
@@ -92,11 +93,13 @@ class MeanState:
             self._joining.append((part, most))
 
     def join(self, group: Communicator, weight: float | None) -> None:
+        buffers: list[Array] = []
         for part, steps in self._joining:
             part.make()
             part.steps = steps
-            for buffer in part.buffers():
-                group.allreduce(buffer, "mean", weight=weight, label=part.name)
+            buffers.extend(part.buffers())
+        for buffer in _neighbours_as_one(buffers):
+            group.allreduce(buffer, "mean", weight=weight, label="state")
 
 
 class ResetState:
@@ -168,6 +171,22 @@ class OptimizerState(MeanState):
         """Collective: the state is put where workers reduce it in one pass."""
         super().__init__(lambda: [GroupState(optim, i) for i in range(len(optim.members))])
         optim.reserve_state()
+
+
+def _neighbours_as_one(buffers: Sequence[Array]) -> list[Array]:
+    """The same memory in as few arrays as can be: one for what follows each other in memory."""
+    found: list[Array] = []
+    for buffer in buffers:
+        last = found[-1] if found else buffer
+        end, root = address_of(last) + last.nbytes, buffer.base
+        follows = address_of(buffer) == end and last.dtype == buffer.dtype
+        if found and follows and root is not None and root is last.base:
+            begin = address_of(last) - address_of(root)
+            both = as_bytes(root)[begin : begin + last.nbytes + buffer.nbytes]
+            found[-1] = both.view(buffer.dtype)
+        else:
+            found.append(buffer)
+    return found
 
 
 def check_policy(policy: object, optim: object) -> None:

@@ -1,12 +1,8 @@
 """Post-local SGD for PyTorch under torch's names, on MPI or on a torch.distributed group."""
 
+from localsgd.torch.adapting import CoreAverager, ModelAverager
 from localsgd.torch.adoption import adopt
-from localsgd.torch.averagers import (
-    CoreAverager,
-    HierarchicalModelAverager,
-    ModelAverager,
-    PeriodicModelAverager,
-)
+from localsgd.torch.averagers import HierarchicalModelAverager, PeriodicModelAverager
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.groups import communicator, world
 from localsgd.torch.hook import PostLocalSGDState, post_localSGD_hook

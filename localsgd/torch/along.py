@@ -9,7 +9,7 @@ from localsgd.averagers.along import Companion
 from localsgd.comm import NON_MEMBER
 from localsgd.parts import Averager
 from localsgd.state import Policy
-from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.adapting import CoreAverager
 from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.state import check_policy, state_companion
 

@@ -28,8 +28,8 @@ from localsgd.checks import checked_count
 from localsgd.comm import NoWeight
 from localsgd.comm.base import Array, Communicator, Request
 from localsgd.gradients import warmup_of
+from localsgd.torch.adapting import CoreAverager
 from localsgd.torch.adoption import adopt
-from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.groups import of_host
 from localsgd.torch.pinned import pin
 from localsgd.torch.places import Placed, wait_for_devices

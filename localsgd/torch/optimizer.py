@@ -24,8 +24,8 @@ from localsgd.comm import NON_MEMBER
 from localsgd.loading import load_together
 from localsgd.parts import Averager, Stateful
 from localsgd.state import Policy
+from localsgd.torch.adapting import CoreAverager
 from localsgd.torch.along import companions
-from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.gradients import GradientStage

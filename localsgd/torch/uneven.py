@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from localsgd.averagers.along import Companion
-from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.adapting import CoreAverager
 from localsgd.torch.gradients import GradientStage
 from localsgd.uneven import UnevenEnds, Without
 

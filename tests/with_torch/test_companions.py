@@ -204,6 +204,26 @@ def test_unequal_numbers_of_steps_are_an_error_before_anything_changes() -> None
     assert run_threads(2, body) == [True, True]
 
 
+def test_state_is_averaged_at_once_however_many_parameters_there_are() -> None:
+    """Two moments of each, in one memory: as many calls for ten parameters as for two."""
+
+    def body(comm: Any) -> list[int]:
+        calls = []
+        for layers in (1, 5):
+            model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))
+            inner = torch.optim.Adam(model.parameters(), lr=0.1)
+            optimizer = ours.PostLocalSGDOptimizer(inner, averager_of(comm), state="mean")
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+            before = comm.traffic.calls
+            optimizer.flush()
+            calls.append(comm.traffic.calls - before)
+        return calls
+
+    for few, many in run_threads(2, body):
+        assert few == many
+
+
 def test_a_worker_without_state_takes_that_of_the_others() -> None:
     """A worker of weight 0 that never stepped: it goes on from the others' state."""
 
