@@ -37,7 +37,8 @@ def measure(rounds: int) -> Report:
         times = run_here("benchmarks.host_torch", ranks, {"rounds": rounds})
         spreads = report.add_times(f"{ranks} ranks", times)
         faster = spreads[TORCH].median / spreads[OURS].median
-        report.goals.append(Goal("host-torch", f"{ranks} ranks", faster, least, True, "times faster"))
+        setting = f"{ranks} ranks"
+        report.goals.append(Goal("host-torch", setting, faster, least, True, "times faster"))
     return report
 
 

@@ -220,6 +220,20 @@ def test_killed_rank_ends_the_job_and_leaves_no_file(tmp_path: Path) -> None:
         assert job.files_left() == []
 
 
+def test_a_job_has_a_folder_of_its_own_for_segments(tmp_path: Path) -> None:
+    body = (
+        "world.Barrier()\n"
+        "folder = os.environ['OMPI_MCA_btl_sm_backing_directory']\n"
+        "found = [folder, sorted(name[:11] for name in os.listdir(folder))]\n"
+        "world.Barrier()\n"
+        "if world.rank == 0:\n"
+        "    os.write(1, json.dumps(found).encode())\n"
+    )
+    folder, names = json.loads(run("run", "-n", "2", script(tmp_path, body)).stdout)
+    assert names == ["sm_segment."] * 2
+    assert Path(folder).parent == SHARED and not Path(folder).exists()
+
+
 def test_segments_of_other_jobs_stay(tmp_path: Path) -> None:
     """One that was made during the job, and that nobody has mapped yet."""
     with waiting_job(tmp_path) as job:

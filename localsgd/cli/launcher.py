@@ -32,6 +32,18 @@ PLACEMENT_BEFORE_5 = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
 }
+# Where ranks of a host put the memory that they share, which Open MPI calls segments.
+SEGMENTS = "OMPI_MCA_btl_sm_backing_directory"
+# What is set where mpirun by itself finds other hosts to use.
+ALLOCATIONS = {
+    "SLURM_JOB_ID",
+    "SLURM_JOBID",
+    "PBS_NODEFILE",
+    "LSB_HOSTS",
+    "LSB_DJOB_HOSTFILE",
+    "PE_HOSTFILE",
+    "PRTE_MCA_prte_default_hostfile",
+}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 # The files in which a user keeps settings, and what the same settings are called in variables.
 SETTINGS = {
@@ -51,10 +63,13 @@ class Job:
     Attributes:
         command: the launcher and all its arguments.
         environment: all variables of the job.
+        segments: the variable that names the folder for shared segments, of a job on this host
+            alone for which it is not set; empty if there is none.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    segments: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,9 @@ class Mpirun:
             for name in environment:
                 if name in added or name in BLAS or name.startswith(("LOCALSGD_", "PYTHON")):
                     words += ["-x", name]
-        return Job((*words, *command), environment)
+        can_tell = self.library == "Open MPI" and self.major >= 5 and hosts is None
+        is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *_names_in_files()}
+        return Job((*words, *command), environment, SEGMENTS if can_tell and not is_set else "")
 
     def _settings(self) -> dict[str, str]:
         """The variables to set: those that the user has not set, here or in a file."""

@@ -1,6 +1,7 @@
 """Removes what an MPI library leaves behind when it is killed: only what its own job made.
 
-The proof for a shared segment is that a process of the job had it mapped, and for a session
+Where the library can be told a folder for shared segments, the job has one of its own. Elsewhere
+the proof for a shared segment is that a process of the job had it mapped, and for a session
 folder that it bears mpirun's process number; neither may have been there before the job. A rank
 may die at any moment, and others with it, so that the proof is taken as soon as a segment appears.
 """
@@ -12,6 +13,7 @@ import os
 import select
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +25,20 @@ _LONGEST_PAUSE_S = 1.0
 _IN_CREATE = 0x100
 # Where the launchers look for a place for temporary files, first come first served.
 _TEMPORARY = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base", "TMPDIR", "TEMP", "TMP")
+
+
+def own_folder() -> Path | None:
+    """A new folder for the segments of one job; None where none can be made."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="localsgd-", dir=SHARED))
+    except OSError:
+        return None
+
+
+def remove_folder(folder: Path | None) -> None:
+    """Removes the folder with all that is in it, if it is still there."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Leftovers:

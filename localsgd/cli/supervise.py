@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from localsgd.cli.launcher import Job
-from localsgd.cli.leftovers import Leftovers
+from localsgd.cli.leftovers import Leftovers, own_folder, remove_folder
 from localsgd.cli.processes import (
     adopt_orphans,
     descendants,
@@ -40,26 +41,31 @@ def run_job(job: Job, timeout_s: float | None = None) -> int:
     """The exit code of the job: the ranks', 128 + n after signal n, 124 after the timeout."""
     adopt_orphans()
     prepare = dying_with_parent(signal.SIGTERM)
+    # Known to both, since either may be killed.
+    folder = own_folder() if job.segments else None
     guard = os.fork()
     if guard == 0:
         prepare()
         # A session of its own, or the terminal would send Ctrl-C twice.
         os.setsid()
-        os._exit(_guarded(job, timeout_s))
+        os._exit(_guarded(job, folder, timeout_s))
     with _passing_on(lambda number: os.kill(guard, number)):
         code = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
     if code != 0:
         kill_descendants()
+    remove_folder(folder)
     return _as_shells_do(code)
 
 
-def _guarded(job: Job, timeout_s: float | None) -> int:
+def _guarded(job: Job, folder: Path | None, timeout_s: float | None) -> int:
     """The exit code of the job, after which nothing of it is left."""
     adopt_orphans()
-    leftovers = Leftovers(job.environment)
+    leftovers, environment = Leftovers(job.environment), dict(job.environment)
+    if folder is not None:
+        environment[job.segments] = str(folder)
     try:
         process = subprocess.Popen(
-            job.command, env=job.environment, preexec_fn=dying_with_parent(signal.SIGINT)
+            job.command, env=environment, preexec_fn=dying_with_parent(signal.SIGINT)
         )
     except OSError as error:
         print(f"localsgd: {job.command[0]}: {error.strerror}", file=sys.stderr)
@@ -71,6 +77,7 @@ def _guarded(job: Job, timeout_s: float | None) -> int:
         if process.returncode != 0:
             kill_descendants()
         leftovers.remove(process.pid)
+        remove_folder(folder)
     if timed_out:
         return TIMED_OUT
     return _as_shells_do(-received[0] if received else process.returncode)
