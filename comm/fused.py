@@ -8,7 +8,8 @@ For every chunk of every atom (``plan.py``) a rank does up to three things:
 
 Between hosts the three run on different chunks at once, so that summing, sending and writing
 back overlap. Only a chunk's holder touches it between the host's two barriers, so neighbours'
-memory is read and written directly.
+memory is read and written directly, and sent from and received into where nothing has to be done
+to it on the way.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import Scratch, blend
-from .base import Array, Op, Pending, Update
+from .base import Array, Op, Update
 from .codecs import Codec
 from .messages import MEAN, RESULT, Mail
 from .plan import Atom, atoms, chunks_needed
 from .topology import Topology
+from .wires import Wires
 
 CHUNK = 32_768
-_LAG = 2
+# How many chunks are under way at once: so many that the link stays busy between the rare looks of
+# a rank that waits behind a computation.
+_LAG = 4
 
 Where = Callable[[int, int], slice]
 
@@ -53,19 +57,19 @@ class Job:
 class Scratches:
     """The memory that combining needs, for each level; kept from pass to pass."""
 
-    def __init__(self, dtype: np.dtype[Any], *, large: bool) -> None:
+    def __init__(self, dtype: np.dtype[Any], hosts: int, *, large: bool) -> None:
         self.dtype = dtype
-        self.of_host = Scratch(CHUNK, dtype, large=large)
-        self.of_hosts = Scratch(CHUNK, dtype, large=large)
+        length = max(CHUNK, chunk_length(hosts))
+        self.of_host = Scratch(length, dtype, large=large)
+        self.of_hosts = Scratch(length, dtype, large=large)
 
 
-@dataclass
-class _Message:
-    """A wire buffer, the pieces under way, and the rank at the other end."""
+def chunk_length(hosts: int) -> int:
+    """The most elements of a chunk: on one host what caches hold, else what wires like.
 
-    data: Array
-    pieces: list[Pending]
-    peer: int
+    Every chunk under way takes a buffer for every other host.
+    """
+    return CHUNK if hosts == 1 else 4 * CHUNK // hosts
 
 
 class Pass:
@@ -83,30 +87,31 @@ class Pass:
         self.atoms = atoms(count, topology)
         self.chunks = 0
         self.host_read = self.host_written = 0
-        self._mail, self._job, self._scratch = mail, job, scratch
+        self._job, self._scratch = job, scratch
         # Nothing comes between combining and writing back.
         plain = job.op is not None and job.update is None and job.codec is None and not job.mix
         self._everywhere = plain and job.spread
+        self._in_place = job.codec is None and not job.mix
         self._home = topology.host_of[rank]
         self._ranks = topology.hosts[self._home]
         self._me = self._ranks.index(rank)
         self._weights = [job.weights[r] for r in self._ranks]
+        counted = [i for i, weight in enumerate(self._weights) if job.op != "mean" or weight > 0]
+        self._alone = counted[0] if len(counted) == 1 else None
         self._host_weights = [sum(job.weights[r] for r in ranks) for ranks in topology.hosts]
         held = [(i, a) for i, a in enumerate(self.atoms) if a.holders[self._home] == rank]
         self._owned = [(i, atom) for i, atom in held if atom.home == self._home]
         self._lent = [(i, atom) for i, atom in held if atom.home != self._home]
-        self._incoming: dict[tuple[int, int, int], _Message] = {}
-        self._outgoing: dict[int, list[_Message]] = {}
+        self._wires = Wires(mail, scratch.dtype, job.codec)
 
     def run(self, local: Sequence[Array]) -> None:
         """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
         one_host = len(self._host_weights) == 1
         # A compiled loop that nothing interrupts takes the whole shard at once.
         whole = one_host and self._everywhere and self._scratch.of_host.compiled
-        # Every chunk under way takes a buffer for every other host.
-        length = 2 * CHUNK // max(len(self._host_weights), 2)
+        length = chunk_length(len(self._host_weights))
         self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
-        lag = 0 if one_host else _LAG
+        lag = 0 if one_host else min(_LAG, max(self.chunks - 1, 0))
         for index in range(self.chunks + 2 * lag):
             self.step(local, lambda i, c: self.atoms[i].chunk(c, self.chunks), index, lag)
 
@@ -130,23 +135,26 @@ class Pass:
 
     def _offer(self, local: Sequence[Array], where: Where, index: int) -> None:
         job = self._job
-        if job.op is not None:
-            for i, atom in self._owned:
-                for host, holder in enumerate(atom.holders):
-                    if host != self._home and self._host_weights[host] > 0:
-                        self._expect(i, atom, index, host, holder, MEAN)
-        if job.spread:
+        if job.op is None:
+            return
+        for i, atom in self._owned:
+            for host, holder in enumerate(atom.holders):
+                if host != self._home and self._host_weights[host] > 0:
+                    length = _length(atom.chunk(index, self.chunks))
+                    self._wires.expect((i, index, host), length, holder, MEAN)
+        if self._host_weights[self._home] > 0:
             for i, atom in self._lent:
-                self._expect(i, atom, index, atom.home, atom.owner, RESULT)
-        if job.op is not None and self._host_weights[self._home] > 0:
-            for i, atom in self._lent:
-                place = where(i, index)
-                values = np.empty(place.stop - place.start, self._scratch.dtype)
-                self._sum_host(local, place, [values])
-                self._post(self._encoded(values), atom.owner, MEAN, index)
+                values = self._of_host(local, where(i, index), keep=True)
+                self._wires.post(self._wires.encoded(values), atom.owner, MEAN, index)
 
     def _combine(self, local: Sequence[Array], where: Where, index: int) -> None:
         job = self._job
+        self._wires.finish(MEAN, index)
+        for i, atom in self._lent if job.spread else ():
+            # What was sent from here may be overwritten now.
+            mine = local[self._me][where(i, index)]
+            into = mine if self._in_place else None
+            self._wires.expect((i, index, atom.home), mine.size, atom.owner, RESULT, into)
         for i, atom in self._owned:
             place, part = where(i, index), atom.chunk(index, self.chunks)
             if job.op is None:
@@ -158,22 +166,21 @@ class Pass:
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
             if others:
                 # A mixed result lies in scratch memory, any other where it stays.
-                message = self._encoded(result.copy() if job.mix else result)
+                message = self._wires.encoded(result.copy() if job.mix else result)
                 if job.codec is not None:
                     job.codec.decode(message, result)
                 for holder in others:
-                    self._post(message, holder, RESULT, index)
+                    self._wires.post(message, holder, RESULT, index)
             if self._everywhere:
                 self.host_written += (len(local) - 1) * result.nbytes
             else:
                 self._write(local, place, result, is_mine=not job.mix)
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
-        if self._job.spread:
-            for i, atom in self._lent:
-                self._write(local, where(i, index), self._arrived(i, atom, index, atom.home))
-        for message in self._outgoing.pop(index, []):
-            self._mail.wait(message.pieces, message.peer)
+        for i, atom in self._lent if self._job.spread else ():
+            result = self._wires.arrived((i, index, atom.home))
+            self._write(local, where(i, index), result, is_mine=self._in_place)
+        self._wires.finish(RESULT, index)
 
     def _targets(self, local: Sequence[Array], place: slice) -> list[Array]:
         """Where a result of this rank's shard goes at once; to nowhere yet if it is mixed."""
@@ -197,6 +204,18 @@ class Pass:
         parts = self._parts(local, place)
         return self._scratch.of_host.combine(self._job.op, parts, self._weights, outs)
 
+    def _of_host(self, local: Sequence[Array], place: slice, *, keep: bool = False) -> Array:
+        """As ``_sum_host``; where one rank's values are all there is, they themselves.
+
+        Args:
+            keep: whether they must outlast the next call.
+        """
+        if self._alone is not None:
+            return self._parts(local, place)[self._alone]
+        return self._sum_host(
+            local, place, [np.empty(_length(place), self._scratch.dtype)] if keep else ()
+        )
+
     def _sum_hosts(
         self, local: Sequence[Array], place: slice, i: int, atom: Atom, index: int
     ) -> Array:
@@ -210,9 +229,9 @@ class Pass:
         if len(self._host_weights) == 1:
             return self._sum_host(local, place, outs)
         means = [
-            self._sum_host(local, place)
+            self._of_host(local, place)
             if host == self._home
-            else self._arrived(i, atom, index, host)
+            else self._wires.arrived((i, index, host))
             for host, weight in enumerate(self._host_weights)
             if weight > 0
         ]
@@ -234,37 +253,7 @@ class Pass:
             if index != self._me:
                 self.host_written += own.nbytes
 
-    def _encoded(self, values: Array) -> Array:
-        """A message with the values."""
-        codec = self._job.codec
-        if codec is None:
-            return values
-        message = np.empty(codec.encoded_bytes(values.size), np.uint8)
-        codec.encode(values, message)
-        return message
 
-    def _post(self, data: Array, dest: int, tag: int, index: int) -> None:
-        message = _Message(data, self._mail.send(data, dest, tag), dest)
-        self._outgoing.setdefault(index, []).append(message)
-
-    def _expect(self, i: int, atom: Atom, index: int, host: int, source: int, tag: int) -> None:
-        part, codec = atom.chunk(index, self.chunks), self._job.codec
-        length = part.stop - part.start
-        data = (
-            np.empty(length, self._scratch.dtype)
-            if codec is None
-            else np.empty(codec.encoded_bytes(length), np.uint8)
-        )
-        pieces = self._mail.receive(data, source, tag)
-        self._incoming[i, index, host] = _Message(data, pieces, source)
-
-    def _arrived(self, i: int, atom: Atom, index: int, host: int) -> Array:
-        """The values that a host has sent for a chunk, once they are here."""
-        message = self._incoming.pop((i, index, host))
-        self._mail.wait(message.pieces, message.peer)
-        if self._job.codec is None:
-            return message.data
-        part = atom.chunk(index, self.chunks)
-        values = np.empty(part.stop - part.start, self._scratch.dtype)
-        self._job.codec.decode(message.data, values)
-        return values
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length

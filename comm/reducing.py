@@ -52,6 +52,7 @@ class Reducer:
         self._me = topology.neighbours(rank).index(rank)
         self._scratches: dict[tuple[np.dtype[Any], bool], Scratches] = {}
         self._staging: tuple[Array, ...] | None = None
+        self._broken: list[Pass] = []
 
     def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
         """The header of a call on a buffer, completed by what is known of the buffer."""
@@ -77,16 +78,21 @@ class Reducer:
         scratch = self._scratch_of(buffer)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
         region = self._regions.find(buffer, self._neighbours)
-        # Overflow and NaN in the data are the data's business.
-        with np.errstate(all="ignore"):
-            if max(len(ranks) for ranks in self._topology.hosts) == 1:
-                work.run([buffer])
-            elif region is not None:
-                work.run(region.views(buffer, self._neighbours))
-                self._entrance.host_barrier()
-            else:
-                staging = [block.view(buffer.dtype) for block in self._staging_blocks()]
-                run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
+        try:
+            # Overflow and NaN in the data are the data's business.
+            with np.errstate(all="ignore"):
+                if max(len(ranks) for ranks in self._topology.hosts) == 1:
+                    work.run([buffer])
+                elif region is not None:
+                    work.run(region.views(buffer, self._neighbours))
+                    self._entrance.host_barrier()
+                else:
+                    staging = [block.view(buffer.dtype) for block in self._staging_blocks()]
+                    run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
+        except BaseException:
+            # Messages may still come, and their memory must be there when they do.
+            self._broken.append(work)
+            raise
         self.host_read += work.host_read
         self.host_written += work.host_written
 
@@ -108,7 +114,8 @@ class Reducer:
     def _scratch_of(self, buffer: Array) -> Scratches:
         key = buffer.dtype, buffer.nbytes >= LARGE_BYTES
         if key not in self._scratches:
-            self._scratches[key] = Scratches(buffer.dtype, large=key[1])
+            hosts = len(self._topology.hosts)
+            self._scratches[key] = Scratches(buffer.dtype, hosts, large=key[1])
         return self._scratches[key]
 
     def _staging_blocks(self) -> tuple[Array, ...]:

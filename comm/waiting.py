@@ -16,9 +16,8 @@ from contextvars import ContextVar
 
 from .errors import RankFailure, name_ranks
 
-_NAP_S = 50e-6
-_SPINS, _LONGEST_NAP_S = 2_000, _NAP_S
-_SPINS_BEHIND, _LONGEST_NAP_BEHIND_S = 10, 4 * _NAP_S
+_SPINS, _NAP_S = 2_000, 50e-6
+_SPINS_BEHIND, _NAP_BEHIND_S = 1, 500e-6
 _CHECK_EVERY_S = 0.25
 
 Clock = Callable[[], float]
@@ -64,8 +63,7 @@ class Waiter:
                 os.sched_yield()
                 if done():
                     return
-            longest_s = _LONGEST_NAP_BEHIND_S if behind else _LONGEST_NAP_S
-            self._wait_long(done, missing, begin, longest_s)
+            self._wait_long(done, missing, begin, _NAP_BEHIND_S if behind else _NAP_S)
         finally:
             self.waited_s += self._clock() - begin
 
@@ -74,9 +72,8 @@ class Waiter:
         done: Callable[[], bool],
         missing: Callable[[], Sequence[int]],
         begin: float,
-        longest_s: float,
+        nap_s: float,
     ) -> None:
-        nap_s = _NAP_S
         warn_at, next_check, warned = begin + min(30.0, self._deadline_s / 2), begin, False
         while not done():
             now = self._clock()
@@ -92,7 +89,6 @@ class Waiter:
                 absent = missing()
                 raise RankFailure(self._report(absent, now - begin), absent)
             time.sleep(nap_s)
-            nap_s = min(2 * nap_s, longest_s)
 
     def _report(self, absent: Sequence[int], seconds: float) -> str:
         return (
