@@ -2,7 +2,7 @@
 
 A step frees its gradients and the next one wants them again. On CUDA torch keeps freed memory. On
 the CPU it is malloc's, and glibc's returns blocks as large as a layer's to the kernel, which then
-has to find and clear every page anew: a third of a small model's step. Told not to, it keeps what
+has to find and clear every page anew: a quarter of a small model's step. Told not to, it keeps what
 is freed and is below the largest threshold that it takes. Larger blocks still come from the kernel
 and go back at once, so what is read once, a data set or a checkpoint of large tensors, does not
 stay.
