@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Times
 from benchmarks.report import Report
 from testbed import Hosts
 from testbed.launch import Library, library_of
@@ -31,9 +32,16 @@ def pythons() -> dict[Library, Path]:
 
 
 def run_here(
-    module: str, ranks: int, options: Mapping[str, Any], library: Library = "openmpi"
+    module: str,
+    ranks: int,
+    options: Mapping[str, Any],
+    library: Library = "openmpi",
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """What rank 0 of a job on this machine returned.
+
+    Args:
+        environment: variables that the job has besides.
 
     Raises:
         RuntimeError: with the job's output, if it failed.
@@ -51,7 +59,7 @@ def run_here(
     job = subprocess.run(
         [*launch, *_command(python, module, options)],
         cwd=ROOT,
-        env={**os.environ, **env},
+        env={**os.environ, **env, **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -92,6 +100,21 @@ def run_alone(module: str, options: Mapping[str, Any]) -> Any:
         check=False,
     )
     return _answer(job)
+
+
+def jobs_in_turn(ways: Mapping[str, Callable[[], Times]], jobs: int) -> dict[str, Times]:
+    """What the jobs of every way measured: several of each, in turn (A B C, B C A, …).
+
+    For ways that must not share a process, since what one does to it would change the others.
+    """
+    names = list(ways)
+    found: dict[str, Times] = {name: {} for name in names}
+    for turn in range(jobs):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            for setting, seconds in ways[name]().items():
+                found[name].setdefault(setting, []).extend(seconds)
+    return found
 
 
 def script(

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# How localsgd.torch sets malloc up, for peers that are given the same.
+MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": "-1"}
+
 
 def tensors(count: int, pieces: int) -> dict[str, Array]:
     """A model of ``count`` float32 in ``pieces`` arrays of equal size."""
@@ -42,6 +45,13 @@ def has_torch() -> bool:
         return False
     torch.set_num_threads(1)
     return True
+
+
+def mpi_rank() -> int:
+    """This process's rank in its MPI job; in a job of ours after ``localsgd.world()``."""
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_rank()
 
 
 def join_gloo() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from localsgd import averagers as core
@@ -29,6 +28,7 @@ from localsgd.torch.along import companions
 from localsgd.torch.buffers import ModuleBuffers
 from localsgd.torch.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.gradients import GradientStage
+from localsgd.torch.scaling import scaled_step
 from localsgd.torch.sharded import check_optimizer
 from localsgd.torch.uneven import TorchUnevenEnds
 
@@ -292,20 +292,7 @@ class PostLocalSGDOptimizer(Optimizer):
             self.averager.average_parameters(params=self.param_groups)
 
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
-        found_inf = vars(self).get("found_inf")
-        if found_inf is None:
+        if "found_inf" not in vars(self):
             return self.optim.step() if closure is None else self.optim.step(closure)
-        if found_inf.item():
-            return None
-        # The gradients are still multiplied by the scale, unless they have been unscaled for
-        # clipping; dividing them is the optimizer's part of torch's protocol, and local.
-        scale = vars(self).get("grad_scale")
-        if scale is not None:
-            inverse = scale.double().reciprocal().float()
-            for gradient in self._gradients():
-                gradient.mul_(inverse.to(gradient.device))
-        return self.optim.step()
-
-    def _gradients(self) -> list[Tensor]:
-        params = (param for group in self.param_groups for param in group["params"])
-        return [param.grad for param in params if param.grad is not None]
+        found_inf, scale = vars(self)["found_inf"], vars(self).get("grad_scale")
+        return scaled_step(self.optim, closure, found_inf, scale)

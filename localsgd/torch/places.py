@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
 from localsgd.comm.base import Communicator
+from localsgd.torch.allocation import keep_freed_memory
 from localsgd.torch.forms import Form
 from localsgd.torch.pinned import pin
 from localsgd.torch.sharded import check_tensor, shard_owner
@@ -221,6 +222,8 @@ def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator) -> No
         if place_of(tensors[0]) is None:
             form = Form.of(tensors[0])
             by_dtype.setdefault(form.array_dtype, {})[name] = form
+            if tensors[0].device.type == "cpu":
+                keep_freed_memory()
     for forms in by_dtype.values():
         values = {name: form.array(tied[name][0].cpu()) for name, form in forms.items()}
         arena = Arena(values, comm, start="keep", grad=False)

@@ -83,7 +83,7 @@ class GlooTransport:
             theirs = np.empty(1, np.int64)
             for peer in range(1, self.size):
                 self.receive(as_bytes(theirs), peer, _NUMBERING).done()
-                mine = np.maximum(mine, theirs)
+                mine[0] = max(mine[0], theirs[0])
             for peer in range(1, self.size):
                 self.send(as_bytes(mine), peer, _NUMBERING).done()
         else:
