@@ -7,30 +7,31 @@ never moves: views taken once stay valid through rounds, loads and changes of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from localsgd.agreement import agreed, first_difference
 from localsgd.comm import world
 from localsgd.comm.base import Array, Communicator, as_bytes
 from localsgd.comm.errors import MismatchError, name_ranks
 from localsgd.layout import Layout, check_parameters
+from localsgd.named import NamedViews
 
 
-class FlatArrays(Mapping[str, Array]):
+class FlatArrays(NamedViews):
     """Named arrays that are shaped views of one flat buffer.
 
     ``arrays["w"] = values`` copies into the view; names and shapes are fixed.
     """
 
     def __init__(self, layout: Layout, flat: Array) -> None:
+        super().__init__(layout.views(flat))
         self._layout = layout
         self._flat = flat
-        self._views = layout.views(flat)
 
     @property
     def flat(self) -> Array:
@@ -55,32 +56,6 @@ class FlatArrays(Mapping[str, Array]):
     def slice_of(self, name: str) -> slice:
         """The part of ``flat`` that holds this parameter."""
         return self._layout.parts[name]
-
-    def __getitem__(self, name: str) -> Array:
-        return self._views[name]
-
-    def __setitem__(self, name: str, values: ArrayLike) -> None:
-        view = self._views[name]
-        given = np.asarray(values)
-        if given is view:
-            return
-        if given.shape != view.shape:
-            raise ValueError(f"{name!r} must have shape {view.shape}, got {given.shape}")
-        if given.dtype.kind not in "biufV":
-            raise TypeError(f"{name!r} must be given real numbers, got {given.dtype}")
-        view[...] = given
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __repr__(self) -> str:
         shapes = ", ".join(
