@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from localsgd.comm.base import Array, Communicator, as_bytes
 from localsgd.comm.errors import MismatchError, name_ranks
 from localsgd.layout import Layout, check_parameters
 from localsgd.named import NamedViews
+
+Arenas: TypeAlias = "Arena | Sequence[Arena]"
 
 
 class FlatArrays(NamedViews):
@@ -208,6 +210,22 @@ class Subset:
 
     arena: Arena
     names: tuple[str, ...]
+
+
+def as_arenas(params: Arenas) -> tuple[Arena, ...]:
+    """The arenas of one model.
+
+    Raises:
+        TypeError: for anything but an arena or a sequence of arenas.
+        ValueError: if the sequence is empty.
+    """
+    if isinstance(params, Arena):
+        return (params,)
+    if not isinstance(params, Sequence) or not all(isinstance(entry, Arena) for entry in params):
+        raise TypeError(f"params must be an Arena or a sequence of Arenas, got {params!r}")
+    if not params:
+        raise ValueError("params must hold at least one Arena, got an empty sequence")
+    return tuple(params)
 
 
 def _check_equal(comm: Communicator, arena: Arena) -> None:
