@@ -178,7 +178,11 @@ class ModelAverager:
         return mean
 
     def group_due(self, step: int) -> Communicator | None:
-        """The workers that this one averages with after local step ``step``; None if none."""
+        """The workers that this one averages with after local step ``step``; None if none.
+
+        Not collective, and the same at every call. Where workers end unevenly, a step must have
+        a group on all of them or on none.
+        """
         if self.comm is NON_MEMBER or not self.schedule.due(step):
             return None
         return self.comm
