@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary, finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from .hugepages import map_shared, unmap
+from .hugepages import begin_huge, map_shared, unmap
 
 Address: TypeAlias = tuple[int, int]
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -38,9 +38,11 @@ def create_block(nbytes: int) -> tuple[Bytes, Address]:
     length = max(nbytes, 1)
     fd = os.memfd_create("localsgd", os.MFD_CLOEXEC)
     try:
-        # Pages are taken now, so that the next look at the free memory knows of them.
-        os.posix_fallocate(fd, 0, length)
+        os.ftruncate(fd, length)
+        begin_huge(fd, length)
         block = _mapped(fd, length)
+        # All pages are taken now, so that the next look at the free memory knows of them.
+        os.posix_fallocate(fd, 0, length)
     except BaseException:
         os.close(fd)
         raise

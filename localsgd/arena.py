@@ -7,30 +7,33 @@ never moves: views taken once stay valid through rounds, loads and changes of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from localsgd.agreement import agreed, first_difference
 from localsgd.comm import world
 from localsgd.comm.base import Array, Communicator, as_bytes
 from localsgd.comm.errors import MismatchError, name_ranks
 from localsgd.layout import Layout, check_parameters
+from localsgd.named import NamedViews
+
+Arenas: TypeAlias = "Arena | Sequence[Arena]"
 
 
-class FlatArrays(Mapping[str, Array]):
+class FlatArrays(NamedViews):
     """Named arrays that are shaped views of one flat buffer.
 
     ``arrays["w"] = values`` copies into the view; names and shapes are fixed.
     """
 
     def __init__(self, layout: Layout, flat: Array) -> None:
+        super().__init__(layout.views(flat))
         self._layout = layout
         self._flat = flat
-        self._views = layout.views(flat)
 
     @property
     def flat(self) -> Array:
@@ -55,32 +58,6 @@ class FlatArrays(Mapping[str, Array]):
     def slice_of(self, name: str) -> slice:
         """The part of ``flat`` that holds this parameter."""
         return self._layout.parts[name]
-
-    def __getitem__(self, name: str) -> Array:
-        return self._views[name]
-
-    def __setitem__(self, name: str, values: ArrayLike) -> None:
-        view = self._views[name]
-        given = np.asarray(values)
-        if given is view:
-            return
-        if given.shape != view.shape:
-            raise ValueError(f"{name!r} must have shape {view.shape}, got {given.shape}")
-        if given.dtype.kind not in "biufV":
-            raise TypeError(f"{name!r} must be given real numbers, got {given.dtype}")
-        view[...] = given
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __repr__(self) -> str:
         shapes = ", ".join(
@@ -233,6 +210,22 @@ class Subset:
 
     arena: Arena
     names: tuple[str, ...]
+
+
+def as_arenas(params: Arenas) -> tuple[Arena, ...]:
+    """The arenas of one model.
+
+    Raises:
+        TypeError: for anything but an arena or a sequence of arenas.
+        ValueError: if the sequence is empty.
+    """
+    if isinstance(params, Arena):
+        return (params,)
+    if not isinstance(params, Sequence) or not all(isinstance(entry, Arena) for entry in params):
+        raise TypeError(f"params must be an Arena or a sequence of Arenas, got {params!r}")
+    if not params:
+        raise ValueError("params must hold at least one Arena, got an empty sequence")
+    return tuple(params)
 
 
 def _check_equal(comm: Communicator, arena: Arena) -> None:

@@ -12,18 +12,19 @@ means of identical workers do not move, so the second term is 0 and their bits s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from localsgd.agreement import agreed
 from localsgd.comm import world
 from localsgd.comm.arithmetic import FLOATS, INTEGERS, work_dtype
 from localsgd.comm.base import Array, Communicator
 from localsgd.layout import Layout
+from localsgd.named import NamedViews
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Store:
     layout: Layout
 
 
-class Buffers(Mapping[str, Array]):
+class Buffers(NamedViews):
     """Named arrays that training does not step, averaged along with the parameters.
 
     ``buffers["running_mean"]`` is a view that stays valid; write into it. Rules: ``"mean"``
@@ -107,7 +108,7 @@ class Buffers(Mapping[str, Array]):
             store = _Store(kind, self._comm.allocate(layout.count, dtype), layout)
             views.update(layout.views(store.flat))
             self._stores.append(store)
-        self._views = {name: views[name] for name in values}
+        super().__init__({name: views[name] for name in values})
         self._wide = {
             id(store): self._comm.allocate(store.flat.size, work_dtype(store.flat.dtype))
             for store in self._stores
@@ -129,29 +130,6 @@ class Buffers(Mapping[str, Array]):
     def rules(self) -> Mapping[str, Rule]:
         """The rule of every buffer."""
         return self._rules
-
-    def __getitem__(self, name: str) -> Array:
-        return self._views[name]
-
-    def __setitem__(self, name: str, values: ArrayLike) -> None:
-        view = self._views[name]
-        given = np.asarray(values)
-        if given is view:
-            return
-        _check_fits(name, given, view)
-        view[...] = given
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __repr__(self) -> str:
         parts = [
@@ -203,7 +181,7 @@ class Buffers(Mapping[str, Array]):
                 raise ValueError(
                     f"saved buffers must be {list(self._views)}, got {list(state_dict)}"
                 )
-            _check_fits(name, np.asarray(state_dict[name]), self._views[name])
+            self._check_fits(name, np.asarray(state_dict[name]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a ``state_dict``; not collective.
@@ -215,6 +193,9 @@ class Buffers(Mapping[str, Array]):
         self.check_state_dict(state_dict)
         for name, view in self._views.items():
             view[...] = state_dict[name]
+
+    def _called(self, name: str) -> str:
+        return f"buffer {name!r}"
 
     def _by_kind(
         self, values: Mapping[str, NDArray[Any]]
@@ -282,15 +263,6 @@ def _check_mean_of(
             f"{rule} of buffer {name!r} must name one of shape {values[name].shape}, "
             f"got {values[rule.mean].shape}"
         )
-
-
-def _check_fits(name: str, given: Array, view: Array) -> None:
-    if given.shape != view.shape:
-        raise ValueError(f"buffer {name!r} must have shape {view.shape}, got {given.shape}")
-    whole = view.dtype in INTEGERS
-    if given.dtype not in (INTEGERS if whole else FLOATS + INTEGERS):
-        kind = "integers" if whole else "numbers"
-        raise TypeError(f"buffer {name!r} must be given {kind}, got {given.dtype}")
 
 
 def _lines(values: Mapping[str, NDArray[Any]], rules: Mapping[str, Rule]) -> list[str]:

@@ -3,7 +3,8 @@
 Before everything that needs all workers, each says what it is about to do: a worker with data
 that it takes step n, one without that it is done. So the others learn which step is wanted and
 take part in it without giving anything, and when all are done, everybody knows. One small
-message more for each such step; the steps between them cost nothing.
+message more for each such step; the steps between them cost nothing. So a step must need all
+workers or none: that one said nothing of a step which others need is noticed in its next word.
 
 Source of the idea: torch.distributed.algorithms.Join (PyTorch 2.13).
 """
@@ -38,6 +39,11 @@ class Wanted:
     gradient_by_samples: bool
     round_by_samples: bool
 
+    @property
+    def before(self) -> int:
+        """How many steps have been counted when it begins."""
+        return self.step - (self.kind == "step")
+
     def __str__(self) -> str:
         recorded = {"gradient": self.gradient_by_samples, "round": self.round_by_samples}
         words = " and ".join(name for name, by_samples in recorded.items() if by_samples)
@@ -60,7 +66,8 @@ class Meeting:
         """Says what this worker, which has data, is about to do. Collective.
 
         Raises:
-            MismatchError: on every rank, if others are about to do something else.
+            MismatchError: on every rank, if others are about to do something else, or have
+                taken this step already without saying so.
         """
         self._exchange(astuple(wanted))
 
@@ -70,6 +77,9 @@ class Meeting:
         Returns:
             What the workers with data are about to do; if there are none any more, the largest
             number of steps that a worker has taken.
+
+        Raises:
+            MismatchError: as ``tell``.
         """
         return self._exchange(("done", step))
 
@@ -84,7 +94,18 @@ class Meeting:
             raise MismatchError(
                 f"all ranks that have data must do the same, got {'; '.join(parts)}"
             )
-        return next(iter(ranks)) if ranks else max(step for _, step in given)
+        done = {rank: int(words[1]) for rank, words in enumerate(given) if words[0] == "done"}
+        if not ranks:
+            return max(done.values())
+        wanted = next(iter(ranks))
+        ahead = {rank: step for rank, step in done.items() if step > wanted.before}
+        if ahead:
+            raise MismatchError(
+                "a step must need all ranks or none, those without data included, got "
+                f"{wanted} on {name_ranks(ranks[wanted])}, unknown to {name_ranks(list(ahead))} "
+                f"after {', '.join(str(step) for step in ahead.values())} steps"
+            )
+        return wanted
 
 
 @dataclass(frozen=True)
@@ -135,7 +156,7 @@ class UnevenEnds:
         """Takes part in what others do until all are done; then all hold a last round."""
         averager, without = self._averager, self._without
         while isinstance(wanted := self._meeting.answer(averager.step), Wanted):
-            self._catch_up(wanted.step - (wanted.kind == "step"))
+            self._catch_up(wanted.before)
             if wanted.kind == "flush":
                 without.flush()
             elif wanted.kind == "mean":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from localsgd import Arena, Communicator, FlatArrays, MismatchError, run_threads, solo
-from workers import LAYOUTS, outcomes
+from workers import LAYOUTS, assert_named_by_all, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -71,8 +71,9 @@ def test_assignment_must_fit() -> None:
     arena = Arena(values(), solo())
     with pytest.raises(ValueError, match=r"'w' must have shape \(2, 3\), got \(3,\)"):
         arena["w"] = np.ones(3)
-    with pytest.raises(TypeError, match="'b' must be given real numbers, got complex128"):
-        arena["b"] = np.ones(2, complex)
+    for given in (np.ones(2, complex), np.array(["1", "2"]), np.ones(2, [("x", float)])):
+        with pytest.raises(TypeError, match="'b' must be given real numbers, got"):
+            arena["b"] = given
     with pytest.raises(KeyError):
         arena["other"] = np.ones(2)
     assert arena.flat.tolist() == Arena(values(), solo()).flat.tolist()
@@ -192,15 +193,7 @@ def test_invalid_input_of_one_rank_raises_there_and_names_that_rank_elsewhere(
     def work(comm: Communicator) -> Arena:
         return Arena(given if comm.rank == 1 else values(), comm)
 
-    first, own, last = outcomes(3, work)
-    with pytest.raises(error, match=message):
-        raise own
-    assert not isinstance(own, MismatchError)
-    for other in (first, last):
-        assert isinstance(other, MismatchError)
-        assert f"parameters must be valid on every rank, got on rank 1: {error.__name__}" in str(
-            other
-        )
+    assert_named_by_all(outcomes(3, work), error, message, "parameters")
 
 
 def test_interleaved_arrays_that_share_no_element_are_accepted() -> None:

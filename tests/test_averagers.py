@@ -21,7 +21,7 @@ from localsgd import (
     solo,
 )
 from localsgd.averagers import Companion
-from workers import LAYOUTS, outcomes
+from workers import LAYOUTS, assert_named_by_all, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -458,11 +458,7 @@ def test_one_average_of_invalid_arrays_is_an_error_on_all(
     def work(comm: Communicator) -> None:
         average_parameters(params if comm.rank == 1 else [np.zeros(2)], comm)
 
-    other, own = outcomes(2, work)
-    with pytest.raises(error, match=message):
-        raise own
-    assert isinstance(other, MismatchError)
-    assert "got on rank 1" in str(other)
+    assert_named_by_all(outcomes(2, work), error, message, "params")
 
 
 def test_one_average_of_different_arrays_is_an_error_on_all() -> None:

@@ -21,7 +21,7 @@ from localsgd import (
     run_threads,
     solo,
 )
-from workers import LAYOUTS, gradient, initial_values, outcomes
+from workers import LAYOUTS, assert_named_by_all, gradient, initial_values, outcomes
 
 
 def normalisation(dtype: Any = np.float64) -> dict[str, np.ndarray]:
@@ -194,11 +194,7 @@ def test_bad_buffers_are_an_error_on_every_rank(
     def work(comm: Communicator) -> None:
         Buffers(values if comm.rank == 1 else VALID, rules if comm.rank == 1 else None, comm)
 
-    other, own = outcomes(2, work)
-    with pytest.raises(error, match=message):
-        raise own
-    with pytest.raises(MismatchError, match=f"got on rank 1: {error.__name__}.*{message}"):
-        raise other
+    assert_named_by_all(outcomes(2, work), error, message, "buffers")
 
 
 def test_names_shapes_and_rules_must_agree() -> None:

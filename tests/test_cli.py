@@ -143,6 +143,17 @@ def test_settings_in_the_users_files_stand(tmp_path: Path) -> None:
     assert found.get("OMPI_MCA_btl_tcp_links", "2") == "2"
 
 
+def test_settings_of_the_installation_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMPI_MCA_btl", raising=False)
+    mpirun = Mpirun(tmp_path / "bin" / "mpirun", "Open MPI", 5)
+    assert mpirun.job(["true"], 2).environment["OMPI_MCA_btl"] == "^ofi"
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "openmpi-mca-params.conf").write_text("btl = self,sm,tcp\n")
+    assert "OMPI_MCA_btl" not in mpirun.job(["true"], 2).environment
+
+
 def environment_of_a_rank(
     tmp_path: Path, *options: str, environment: dict[str, str] | None = None
 ) -> dict[str, str]:

@@ -82,17 +82,18 @@ def test_the_batch_script_is_one(tmp_path: Path) -> None:
 
 
 def test_the_table_has_what_the_launcher_sets() -> None:
-    """Every name with its value, in the first seven rows; what MPI's start sets bears a star."""
-    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
+    """Every name with its value, in the first eight rows; what MPI's start sets bears a star."""
+    rows = re.findall(r"^\| (.*`.*?) \|", PAGE.read_text(), re.MULTILINE)
     settings = [
         launcher.BLAS,
         launcher.OPEN_MPI,
         launcher.PLACEMENT,
+        launcher.START,
         launcher.PLACEMENT_BEFORE_5,
         launcher.AS_ROOT,
     ]
     expected = {f"{name}={value}" for group in settings for name, value in group.items()}
-    assert set(re.findall(r"`([^`]+)`", " ".join(rows[:7]))) == expected
+    assert set(re.findall(r"`([^`]+)`", " ".join(rows[:8]))) == expected
     starred = {f"{name}={value}" for name, value in launcher.OPEN_MPI.items()}
     assert {row.split("`")[1] for row in rows if row.endswith("*")} == starred
 

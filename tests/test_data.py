@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from localsgd import Communicator, MismatchError, ShardSampler, run_threads, solo
-from workers import outcomes
+from workers import assert_named_by_all, outcomes
 
 
 def shards(size: int, samples: int, batch_size: int, **options: Any) -> list[ShardSampler]:
@@ -192,15 +192,7 @@ def test_invalid_input_of_one_rank_raises_there_and_names_that_rank_elsewhere(
     def work(comm: Communicator) -> ShardSampler:
         return ShardSampler(comm=comm, **{**VALID, **(given if comm.rank == 1 else {})})
 
-    first, own, last = outcomes(3, work)
-    with pytest.raises(error, match=message):
-        raise own
-    assert not isinstance(own, MismatchError)
-    for other in (first, last):
-        assert isinstance(other, MismatchError)
-        assert f"samplers must be valid on every rank, got on rank 1: {error.__name__}" in str(
-            other
-        )
+    assert_named_by_all(outcomes(3, work), error, message, "samplers")
 
 
 def test_more_ranks_than_samples_is_an_error_on_every_rank() -> None:

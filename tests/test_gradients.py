@@ -27,7 +27,7 @@ from localsgd import (
     solo,
     when,
 )
-from workers import LAYOUTS, gradient, initial_values, outcomes, reference
+from workers import LAYOUTS, assert_named_by_all, gradient, initial_values, outcomes, reference
 
 STEPS, WARMUP = 12, 4
 After = Literal["host", "none"]
@@ -527,11 +527,7 @@ def test_bad_options_are_an_error_on_every_rank(
     def work(comm: Communicator) -> None:
         GradientStage(comm=comm, **(options if comm.rank == 1 else {}))
 
-    other, own = outcomes(2, work)
-    with pytest.raises(error, match=message):
-        raise own
-    with pytest.raises(MismatchError, match=f"got on rank 1: {error.__name__}: {message}"):
-        raise other
+    assert_named_by_all(outcomes(2, work), error, message, "gradient stages")
 
 
 def test_options_must_be_equal_on_all_ranks_and_of_the_averagers_workers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -359,6 +360,68 @@ def test_some_workers_with_data_recording_samples_is_an_error_on_every_rank(
     for outcome in outcomes(3, work, hosts="2+1"):
         assert isinstance(outcome, MismatchError)
         assert f"step 1 on rank 1; step 1 with {what} weighed by samples on rank 2" in str(outcome)
+
+
+class SeldomElsewhere(ModelAverager):
+    """Rank 0 has a group after every step, the others only after every second one."""
+
+    def group_due(self, step: int) -> Communicator | None:
+        return self.comm if self.comm.rank == 0 or step % 2 == 0 else None
+
+
+@pytest.mark.parametrize(
+    ("of_rank_0", "of_others", "message"),
+    [
+        (3, 3, "must do the same, got step 1 on rank 0; step 2 on rank"),
+        (3, 1, "must need all ranks or none, .* got step 1 on rank 0, unknown to rank.* after 1"),
+        (0, 2, "must make the same call, .* round after step 1 .* round after step 2"),
+    ],
+)
+@pytest.mark.parametrize(("size", "hosts"), [(2, "1+1"), (3, "2+1"), (4, "4")])
+def test_a_step_that_needs_some_ranks_only_is_an_error_on_every_rank(
+    size: int, hosts: str, of_rank_0: int, of_others: int, message: str
+) -> None:
+    def work(comm: Communicator) -> None:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        averager = SeldomElsewhere(every(1), comm)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), averager)
+        with training.uneven():
+            for _ in range(of_others if comm.rank else of_rank_0):
+                arena.grad["x"] -= 1.0
+                training.step()
+
+    for outcome in outcomes(size, work, hosts=hosts):
+        assert isinstance(outcome, MismatchError), outcome
+        assert re.search(message, str(outcome)), outcome
+
+
+class Pairs(ModelAverager):
+    """Averages with the neighbour after odd steps, and with the one across after even steps."""
+
+    def __init__(self, comm: Communicator) -> None:
+        super().__init__(every(1), comm)
+        self.near, self.far = comm.split(comm.rank // 2), comm.split(comm.rank % 2)
+
+    def group_due(self, step: int) -> Communicator | None:
+        return self.near if step % 2 else self.far
+
+
+def test_every_rank_may_have_a_group_of_its_own() -> None:
+    """Rank r moves by r+1 a step; 0 and 1 take one, 2 and 3 two.
+
+    Near: 1½ and 3½; far: 0 takes the 6½ of 2, and 1 the 7½ of 3; at last the mean of all is 7.
+    """
+
+    def work(comm: Communicator) -> tuple[float, int]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), Pairs(comm))
+        with training.uneven():
+            for _ in range(1 + comm.rank // 2):
+                arena.grad["x"] -= comm.rank + 1.0
+                training.step()
+        return float(arena["x"][0]), training.averager.step
+
+    assert run_threads(4, work, hosts="3+1") == [(7.0, 2)] * 4
 
 
 def test_an_error_in_it_is_raised_and_ends_it() -> None:

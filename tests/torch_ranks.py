@@ -142,7 +142,8 @@ def _end_all() -> None:
 def _serve(pipe: Connection) -> None:
     """A rank: runs what it is sent until nobody sends any more."""
     faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
-    warnings.simplefilter("ignore")
+    # As in the process of the tests: who means to be warned catches it.
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     while True:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd import Communicator, run_threads
+from localsgd import Communicator, MismatchError, run_threads
 
 Array = NDArray[Any]
 
@@ -33,6 +34,19 @@ def outcomes(size: int, work: Callable[[Communicator], Any], hosts: str | None =
             return error
 
     return run_threads(size, caught, hosts=hosts)
+
+
+def assert_named_by_all(
+    found: Sequence[Any], error: type[Exception], message: str, what: str
+) -> None:
+    """Of the outcomes of all ranks, rank 1's is its own error, which the others name."""
+    own = found[1]
+    assert type(own) is error
+    assert re.search(message, str(own)), own
+    words = f"{what} must be valid on every rank, got on rank 1: {error.__name__}: {own}"
+    for other in [*found[:1], *found[2:]]:
+        assert isinstance(other, MismatchError)
+        assert words in str(other)
 
 
 def gradient(rank: int, step: int, values: Array) -> Array:

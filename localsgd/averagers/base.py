@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from localsgd.agreement import agreed_among
-from localsgd.arena import Arena
+from localsgd.arena import Arena, Arenas, as_arenas
 from localsgd.averagers.along import Companion
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count
@@ -21,7 +21,6 @@ from localsgd.comm import NON_MEMBER, NoWeight, world
 from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
 
-Arenas: TypeAlias = "Arena | Sequence[Arena]"
 S = TypeVar("S", bound=Schedule)
 
 
@@ -35,8 +34,6 @@ class ModelAverager:
         mix: how much of its own value each worker keeps in a round, in [0, 1].
         rounds: the number of rounds held since this averager was made.
         traffic: what this worker has moved for them.
-        uneven: whether workers may run out of data: then one that has taken no step since the
-            last round weighs nothing, and a group of which nobody weighs holds no round.
     """
 
     step: int
@@ -64,9 +61,7 @@ class ModelAverager:
         self.schedule = agreed_schedule(self.comm, prepare)
         self.step = self.rounds = 0
         self.traffic = Traffic()
-        self.uneven = False
         self._ledger = Ledger(1)
-        self._last_step: int | None = None
 
     def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; when due, moves every worker to the mean.
@@ -104,15 +99,12 @@ class ModelAverager:
         Otherwise as ``average_parameters``. In an ``uneven`` round this worker weighs what it
         has to give from before, and nothing after that.
         """
-        if self._last_step is None:
-            self._last_step = self.step
+        self._ledger.sit_out(self.step)
         return self.average_parameters(params, along) if along else self.average_parameters(params)
 
     def allow_uneven(self, allowed: bool) -> None:
         """Sets ``uneven``; from here on this worker takes steps again."""
-        self.uneven, self._last_step = allowed, None
-        # The step may have been set back since the last round.
-        self._ledger.settled = [min(step, self.step) for step in self._ledger.settled]
+        self._ledger.allow_uneven(allowed, self.step)
 
     def flush(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Holds a round of all workers now; counts no step and does not move the phase.
@@ -141,6 +133,15 @@ class ModelAverager:
             TypeError, ValueError: unless ``count`` is an integer of at least 0.
         """
         self._ledger.record(checked_count("count", count, at_least=0))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether workers may run out of data (``allow_uneven``).
+
+        Then one that has taken no step since the last round weighs nothing, and a group of which
+        nobody weighs holds no round.
+        """
+        return self._ledger.uneven
 
     @property
     def samples_of_step(self) -> int | None:
@@ -177,7 +178,11 @@ class ModelAverager:
         return mean
 
     def group_due(self, step: int) -> Communicator | None:
-        """The workers that this one averages with after local step ``step``; None if none."""
+        """The workers that this one averages with after local step ``step``; None if none.
+
+        Not collective, and the same at every call. Where workers end unevenly, a step must have
+        a group on all of them or on none.
+        """
         if self.comm is NON_MEMBER or not self.schedule.due(step):
             return None
         return self.comm
@@ -214,7 +219,7 @@ class ModelAverager:
             if not isinstance(state_dict, Mapping) or key not in state_dict:
                 raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
         step = checked_count("step", state_dict["step"], at_least=0)
-        ledger = Ledger.loaded(state_dict, len(self.levels))
+        ledger = self._ledger.loaded(state_dict)
         if state_dict["schedule"] != _words(self.schedule):
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
@@ -235,13 +240,7 @@ class ModelAverager:
         return next((i for i, level in enumerate(self.levels) if level is group), 0)
 
     def _weight(self, group: Communicator, step: int) -> float | None:
-        """This worker's weight in a round of ``group`` after this step."""
-        level = self._level_of(group)
-        samples = self._ledger.samples[level]
-        if samples is not None:
-            return float(samples)
-        last = step if self._last_step is None else self._last_step
-        return float(last > self._ledger.settled[level]) if self.uneven else None
+        return self._ledger.weight(self._level_of(group), step)
 
     def _mean(self, flat: Array) -> None:
         try:
@@ -283,22 +282,6 @@ class ModelAverager:
         self.rounds += 1
         self.traffic += group.traffic - before
         return True
-
-
-def as_arenas(params: Arenas) -> tuple[Arena, ...]:
-    """The arenas of one model.
-
-    Raises:
-        TypeError: for anything but an arena or a sequence of arenas.
-        ValueError: if the sequence is empty.
-    """
-    if isinstance(params, Arena):
-        return (params,)
-    if not isinstance(params, Sequence) or not all(isinstance(entry, Arena) for entry in params):
-        raise TypeError(f"params must be an Arena or a sequence of Arenas, got {params!r}")
-    if not params:
-        raise ValueError("params must hold at least one Arena, got an empty sequence")
-    return tuple(params)
 
 
 def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:

@@ -6,6 +6,9 @@ worker goes on standing for what it has seen. Why that is the pooled mean:
 
     x_h = Σ_i s_i x_i / S_h,  S_h = Σ_i s_i      a round of host h, samples s_i of its workers
     Σ_h Σ_i s_i x_h / S = Σ_h S_h x_h / S = Σ_h Σ_i s_i x_i / S      the round of all after it
+
+Where workers may run out of data and record no samples, one that has taken a step since the
+level's last round weighs 1, and any other nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +26,35 @@ class Ledger:
         samples: what was recorded since the level's last round; None if nothing was.
         settled: the number of the step after which the level's last round was.
         of_step: the samples recorded since the last step; None if none were.
+        uneven: whether workers may run out of data.
     """
 
     def __init__(self, levels: int) -> None:
         self.samples: list[int | None] = [None] * levels
         self.settled = [0] * levels
         self.of_step: int | None = None
+        self.uneven = False
+        self._last_step: int | None = None
         self._before_step = list(self.samples)
+
+    def weight(self, level: int, step: int) -> float | None:
+        """What this worker weighs in a round of this level after this step; None: as all do."""
+        samples = self.samples[level]
+        if samples is not None:
+            return float(samples)
+        last = step if self._last_step is None else self._last_step
+        return float(last > self.settled[level]) if self.uneven else None
+
+    def allow_uneven(self, allowed: bool, step: int) -> None:
+        """Sets ``uneven``; from this step on the worker takes steps again."""
+        self.uneven, self._last_step = allowed, None
+        # The step may have been set back since the last round.
+        self.settled = [min(settled, step) for settled in self.settled]
+
+    def sit_out(self, step: int) -> None:
+        """Says that after this step the worker takes none, as it is out of data."""
+        if self._last_step is None:
+            self._last_step = step
 
     def record(self, count: int) -> None:
         """Adds samples to the accounts of all levels."""
@@ -53,14 +78,15 @@ class Ledger:
         """The accounts, as JSON values."""
         return {"samples": list(self.samples), "settled": list(self.settled)}
 
-    @classmethod
-    def loaded(cls, state_dict: Mapping[str, Any], levels: int) -> Ledger:
-        """The accounts that were saved.
+    def loaded(self, state_dict: Mapping[str, Any]) -> Ledger:
+        """This worker's ledger with the accounts that were saved.
 
         Raises:
             TypeError, ValueError: if they do not fit.
         """
-        ledger = cls(levels)
+        levels = len(self.samples)
+        ledger = Ledger(levels)
+        ledger.uneven, ledger._last_step = self.uneven, self._last_step
         for key in ("samples", "settled"):
             entries = state_dict[key]
             if not isinstance(entries, Sequence) or len(entries) != levels:

@@ -28,6 +28,9 @@ PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE",
 }
+# When it closes, the component for one-sided messages by libfabric sleeps for a second, at the
+# start of every job that does not need it. We send none such.
+START = {"OMPI_MCA_btl": "^ofi"}
 PLACEMENT_BEFORE_5 = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
@@ -50,6 +53,8 @@ SETTINGS = {
     ".openmpi/mca-params.conf": "OMPI_MCA_",
     ".prte/mca-params.conf": "PRTE_MCA_",
 }
+
+OF_THE_INSTALLATION = "etc/openmpi-mca-params.conf"
 
 
 class LaunchError(Exception):
@@ -111,7 +116,7 @@ class Mpirun:
                 if name in added or name in BLAS or name.startswith(("LOCALSGD_", "PYTHON")):
                     words += ["-x", name]
         can_tell = self.library == "Open MPI" and self.major >= 5 and hosts is None
-        is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *_names_in_files()}
+        is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *self._names_in_files()}
         return Job((*words, *command), environment, SEGMENTS if can_tell and not is_set else "")
 
     def _settings(self) -> dict[str, str]:
@@ -119,14 +124,27 @@ class Mpirun:
         usual = dict(BLAS)
         if self.library == "Open MPI":
             usual.update(OPEN_MPI)
-            usual.update(PLACEMENT if self.major >= 5 else PLACEMENT_BEFORE_5)
+            usual.update({**PLACEMENT, **START} if self.major >= 5 else PLACEMENT_BEFORE_5)
             if os.geteuid() == 0:
                 usual.update(AS_ROOT)
         if not sys.stdout.isatty():
             # Ranks write to a terminal of the launcher's; progress bars ask this, too.
             usual["TTY_COMPATIBLE"] = "0"
-        own = {*os.environ, *_names_in_files()}
+        own = {*os.environ, *self._names_in_files()}
         return {name: value for name, value in usual.items() if name not in own}
+
+    def _names_in_files(self) -> set[str]:
+        """The variables whose setting the user, or who installed the library, keeps in a file."""
+        files = [(Path("~") / file, prefix) for file, prefix in SETTINGS.items()]
+        files.append((self.path.resolve().parents[1] / OF_THE_INSTALLATION, "OMPI_MCA_"))
+        names: set[str] = set()
+        for file, prefix in files:
+            try:
+                text = file.expanduser().read_text()
+            except (OSError, RuntimeError):
+                continue
+            names.update(prefix + name for name in re.findall(r"^\s*(\w+)\s*=", text, re.MULTILINE))
+        return names
 
     def _tagging(self) -> list[str]:
         """The arguments that begin every line with the rank: ``[3]``, or ``[1,3]`` before 5."""
@@ -162,15 +180,3 @@ def find_program(name: str) -> str | None:
     """The program of this Python environment, activated or not, or else the one on the path."""
     own = str(Path(sys.prefix) / "bin")
     return shutil.which(name, path=own) or shutil.which(name)
-
-
-def _names_in_files() -> set[str]:
-    """The variables whose setting the user keeps in a file."""
-    names: set[str] = set()
-    for file, prefix in SETTINGS.items():
-        try:
-            text = (Path.home() / file).read_text()
-        except (OSError, RuntimeError):
-            continue
-        names.update(prefix + name for name in re.findall(r"^\s*(\w+)\s*=", text, re.MULTILINE))
-    return names

@@ -292,3 +292,11 @@ def test_the_base_is_abstract_and_takes_subclasses() -> None:
     averager = Counting(solo())
     averager.average_parameters([])
     assert averager.step == 1
+
+
+def test_a_warning_on_a_rank_is_an_error() -> None:
+    def body(rank: int) -> None:
+        with pytest.raises(UserWarning, match="of ours"):
+            warnings.warn("of ours", stacklevel=1)
+
+    run_ranks(2, body)

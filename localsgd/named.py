@@ -1,0 +1,66 @@
+"""What happens to values that are set under a name: they are copied into memory that stays.
+
+Names, shapes and dtypes are fixed, so a view taken once shows whatever is set later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from localsgd.comm.base import Array
+
+
+class NamedViews(Mapping[str, Array]):
+    """Named arrays, each a view that stays; ``arrays["w"] = values`` copies into it.
+
+    Equal to itself alone, as it stands for its memory.
+    """
+
+    def __init__(self, views: Mapping[str, Array]) -> None:
+        self._views = views
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __setitem__(self, name: str, values: ArrayLike) -> None:
+        view = self._views[name]
+        given = np.asarray(values)
+        if given is view:
+            return
+        self._check_fits(name, given)
+        view[...] = given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _check_fits(self, name: str, given: Array) -> None:
+        """Raises unless the values can be copied into the view of this name.
+
+        Raises:
+            ValueError: if their shape is another.
+            TypeError: unless they are real numbers; integers, where the view has such.
+        """
+        view, words = self._views[name], self._called(name)
+        if given.shape != view.shape:
+            raise ValueError(f"{words} must have shape {view.shape}, got {given.shape}")
+        whole = view.dtype.kind in "iu"
+        fits = given.dtype.kind in "iu" if whole else np.can_cast(given.dtype, float, "same_kind")
+        if not fits:
+            numbers = "integers" if whole else "real numbers"
+            raise TypeError(f"{words} must be given {numbers}, got {given.dtype}")
+
+    def _called(self, name: str) -> str:
+        """What messages call the array of this name."""
+        return repr(name)
