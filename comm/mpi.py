@@ -10,18 +10,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from .base import Array, Op, Pending
+from .settings import OPEN_MPI, find_program, names_in_files
 
-# One TCP connection for a pair of ranks runs half-duplex in Open MPI, and waiting ranks that do
-# not yield burn the cores of those that work.
-for _name, _value in {
-    "OMPI_MCA_btl_tcp_links": "4",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMPI_MCA_osc": "^ucx",
-}.items():
-    os.environ.setdefault(_name, _value)
+_in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
+for _name, _value in OPEN_MPI.items():
+    if _name not in _in_files:
+        os.environ.setdefault(_name, _value)
 
 try:
     from mpi4py import MPI

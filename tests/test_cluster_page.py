@@ -88,7 +88,6 @@ def test_the_table_has_what_the_launcher_sets() -> None:
         launcher.BLAS,
         launcher.OPEN_MPI,
         launcher.PLACEMENT,
-        launcher.START,
         launcher.PLACEMENT_BEFORE_5,
         launcher.AS_ROOT,
     ]

@@ -29,7 +29,7 @@ LAYER = {module: number for number, layer in enumerate(LAYERS) for module in lay
 
 # Inside comm: the lowest first. What supplies bytes must not know of what is built on it.
 COMM: list[set[str]] = [
-    {"errors", "topology", "codecs"},
+    {"errors", "topology", "codecs", "settings"},
     {"base"},
     {"compiled", "hugepages"},
     {"arithmetic", "plan", "memory", "agreement", "nonmember", "waiting", "leaving"},

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from localsgd.cli.launcher import LaunchError, find_mpirun, find_program
+from localsgd.cli.launcher import LaunchError, find_mpirun
 from localsgd.cli.supervise import CANNOT_START, run_job
 from localsgd.comm import Topology
+from localsgd.comm.settings import find_program
 
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 

@@ -1,15 +1,13 @@
 """Which mpirun to call, and with what, so that a person need not know.
 
 Everything is set through the environment, where a setting of the user's own stands: running as
-root, more ranks than cores, ranks that yield while they wait, no binding, several TCP connections
-for a pair of ranks, one BLAS thread a rank.
+root, more ranks than cores, no binding, one BLAS thread a rank, and what ``comm/settings.py`` has.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,20 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from localsgd.comm.settings import OPEN_MPI, find_program, names_in_files
+
 BLAS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-OPEN_MPI = {
-    "OMPI_MCA_btl_tcp_links": "4",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMPI_MCA_osc": "^ucx",
-}
 # Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.
 PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE",
 }
-# When it closes, the component for one-sided messages by libfabric sleeps for a second, at the
-# start of every job that does not need it. We send none such.
-START = {"OMPI_MCA_btl": "^ofi"}
 PLACEMENT_BEFORE_5 = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
@@ -48,13 +40,6 @@ ALLOCATIONS = {
     "PRTE_MCA_prte_default_hostfile",
 }
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-# The files in which a user keeps settings, and what the same settings are called in variables.
-SETTINGS = {
-    ".openmpi/mca-params.conf": "OMPI_MCA_",
-    ".prte/mca-params.conf": "PRTE_MCA_",
-}
-
-OF_THE_INSTALLATION = "etc/openmpi-mca-params.conf"
 
 
 class LaunchError(Exception):
@@ -116,7 +101,7 @@ class Mpirun:
                 if name in added or name in BLAS or name.startswith(("LOCALSGD_", "PYTHON")):
                     words += ["-x", name]
         can_tell = self.library == "Open MPI" and self.major >= 5 and hosts is None
-        is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *self._names_in_files()}
+        is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *names_in_files(self.path)}
         return Job((*words, *command), environment, SEGMENTS if can_tell and not is_set else "")
 
     def _settings(self) -> dict[str, str]:
@@ -124,27 +109,14 @@ class Mpirun:
         usual = dict(BLAS)
         if self.library == "Open MPI":
             usual.update(OPEN_MPI)
-            usual.update({**PLACEMENT, **START} if self.major >= 5 else PLACEMENT_BEFORE_5)
+            usual.update(PLACEMENT if self.major >= 5 else PLACEMENT_BEFORE_5)
             if os.geteuid() == 0:
                 usual.update(AS_ROOT)
         if not sys.stdout.isatty():
             # Ranks write to a terminal of the launcher's; progress bars ask this, too.
             usual["TTY_COMPATIBLE"] = "0"
-        own = {*os.environ, *self._names_in_files()}
+        own = {*os.environ, *names_in_files(self.path)}
         return {name: value for name, value in usual.items() if name not in own}
-
-    def _names_in_files(self) -> set[str]:
-        """The variables whose setting the user, or who installed the library, keeps in a file."""
-        files = [(Path("~") / file, prefix) for file, prefix in SETTINGS.items()]
-        files.append((self.path.resolve().parents[1] / OF_THE_INSTALLATION, "OMPI_MCA_"))
-        names: set[str] = set()
-        for file, prefix in files:
-            try:
-                text = file.expanduser().read_text()
-            except (OSError, RuntimeError):
-                continue
-            names.update(prefix + name for name in re.findall(r"^\s*(\w+)\s*=", text, re.MULTILINE))
-        return names
 
     def _tagging(self) -> list[str]:
         """The arguments that begin every line with the rank: ``[3]``, or ``[1,3]`` before 5."""
@@ -174,9 +146,3 @@ def find_mpirun() -> Mpirun:
         return Mpirun(Path(found), "MPICH", int(mpich[1]))
     said = " ".join((answer.stdout or answer.stderr).split())
     raise LaunchError(f"{found} must be mpirun of Open MPI or MPICH, got: {said}")
-
-
-def find_program(name: str) -> str | None:
-    """The program of this Python environment, activated or not, or else the one on the path."""
-    own = str(Path(sys.prefix) / "bin")
-    return shutil.which(name, path=own) or shutil.which(name)
