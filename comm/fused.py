@@ -29,6 +29,7 @@ from .topology import Topology
 from .wires import Wires
 
 CHUNK = 32_768
+_WIRE_BYTES = 512 << 10
 # How many chunks are under way at once: so many that the link stays busy between the rare looks of
 # a rank that waits behind a computation.
 _LAG = 4
@@ -59,17 +60,17 @@ class Scratches:
 
     def __init__(self, dtype: np.dtype[Any], hosts: int, *, large: bool) -> None:
         self.dtype = dtype
-        length = max(CHUNK, chunk_length(hosts))
+        length = max(CHUNK, chunk_length(hosts, dtype))
         self.of_host = Scratch(length, dtype, large=large)
         self.of_hosts = Scratch(length, dtype, large=large)
 
 
-def chunk_length(hosts: int) -> int:
+def chunk_length(hosts: int, dtype: np.dtype[Any]) -> int:
     """The most elements of a chunk: on one host what caches hold, else what wires like.
 
     Every chunk under way takes a buffer for every other host.
     """
-    return CHUNK if hosts == 1 else 4 * CHUNK // hosts
+    return CHUNK if hosts == 1 else max(1, _WIRE_BYTES // (hosts * dtype.itemsize))
 
 
 class Pass:
@@ -109,7 +110,7 @@ class Pass:
         one_host = len(self._host_weights) == 1
         # A compiled loop that nothing interrupts takes the whole shard at once.
         whole = one_host and self._everywhere and self._scratch.of_host.compiled
-        length = chunk_length(len(self._host_weights))
+        length = chunk_length(len(self._host_weights), self._scratch.dtype)
         self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
         lag = 0 if one_host else min(_LAG, max(self.chunks - 1, 0))
         for index in range(self.chunks + 2 * lag):
