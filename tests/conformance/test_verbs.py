@@ -22,6 +22,19 @@ def test_allocated_memory_is_zeroed_and_has_the_asked_shape(workers: Workers) ->
     workers.run(body)
 
 
+def test_neighbours_memory_begins_at_different_places_of_a_page(workers: Workers) -> None:
+    """Each on a cache line of its own, so that few share a set of the cache."""
+
+    def body(comm: Communicator) -> None:
+        begin = comm.allocate(1 << 20, np.uint8).ctypes.data
+        assert begin % 8 == 0
+        begins = comm.collect(begin % 4096)
+        for ranks in comm.topology.hosts:
+            assert len({begins[rank] // 64 for rank in ranks}) == len(ranks)
+
+    workers.run(body)
+
+
 def test_broadcast_gives_the_roots_bits_nan_payloads_included(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
         for root in range(comm.size):
