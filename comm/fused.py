@@ -26,13 +26,14 @@ from .codecs import Codec
 from .messages import MEAN, RESULT, Mail
 from .plan import Atom, atoms, chunks_needed
 from .topology import Topology
+from .waiting import BEHIND
 from .wires import Wires
 
 CHUNK = 32_768
-_WIRE_BYTES = 512 << 10
-# How many chunks are under way at once: so many that the link stays busy between the rare looks of
-# a rank that waits behind a computation.
-_LAG = 4
+_WIRE_BYTES = 256 << 10
+# How many chunks are under way at once. A rank that waits behind a computation looks rarely, and
+# the link must stay busy meanwhile; otherwise fewer are done sooner.
+_LAG, _LAG_BEHIND = 2, 8
 
 Where = Callable[[int, int], slice]
 
@@ -112,7 +113,8 @@ class Pass:
         whole = one_host and self._everywhere and self._scratch.of_host.compiled
         length = chunk_length(len(self._host_weights), self._scratch.dtype)
         self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
-        lag = 0 if one_host else min(_LAG, max(self.chunks - 1, 0))
+        most = _LAG_BEHIND if BEHIND.get() else _LAG
+        lag = 0 if one_host else min(most, max(self.chunks - 1, 0))
         for index in range(self.chunks + 2 * lag):
             self.step(local, lambda i, c: self.atoms[i].chunk(c, self.chunks), index, lag)
 
