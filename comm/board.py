@@ -165,9 +165,12 @@ def _slot(sequence: int) -> int:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether a process runs, or may: this one can be unable to look."""
     if pid == os.getpid():
         return True
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:
+        return True

@@ -120,6 +120,22 @@ def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
     assert output.count("went on with 1.0") == 3
 
 
+def test_a_rank_that_can_open_no_files_does_not_take_the_others_for_dead(tmp_path: Path) -> None:
+    """The others come late, so that rank 1 looks for them where it can look nowhere."""
+    body = (
+        "import resource\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "if comm.rank == 1:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
+        "else:\n"
+        "    sum(range(20_000_000))\n"
+        "comm.barrier()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+    )
+    code, said = run_job(tmp_path, body)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     tmp_path: Path, layout: str
