@@ -98,7 +98,7 @@ class Pass:
         self._ranks = topology.hosts[self._home]
         self._me = self._ranks.index(rank)
         self._weights = [job.weights[r] for r in self._ranks]
-        counted = [i for i, weight in enumerate(self._weights) if job.op != "mean" or weight > 0]
+        counted = [i for i, weight in enumerate(self._weights) if weight > 0]
         self._alone = counted[0] if len(counted) == 1 else None
         self._host_weights = [sum(job.weights[r] for r in ranks) for ranks in topology.hosts]
         held = [(i, a) for i, a in enumerate(self.atoms) if a.holders[self._home] == rank]

@@ -156,6 +156,27 @@ def test_mix_keeps_a_share_of_every_ranks_own_value(workers: Workers) -> None:
     workers.run(body)
 
 
+def test_mix_is_the_same_however_many_chunks_are_under_way(workers: Workers) -> None:
+    """Every part of a long buffer has numbers of its own; all are exact."""
+
+    def body(comm: Communicator) -> None:
+        count = 1_000_000
+        buffer = comm.allocate(count, np.float32)
+        numbers = np.arange(count, dtype=np.float32) % 4096 * 4
+        for kind in ("start", "call"):
+            buffer[...] = numbers + (8 if comm.rank == 0 else 0)
+            own = buffer.copy()
+            mean = own.copy()
+            comm.allreduce(mean, "mean")
+            if kind == "call":
+                comm.allreduce(buffer, "mean", mix=0.5)
+            else:
+                comm.start(lambda group: group.allreduce(buffer, "mean", mix=0.5)).wait()
+            np.testing.assert_array_equal(buffer, mean + np.float32(0.5) * (own - mean))
+
+    workers.run(body)
+
+
 @pytest.mark.parametrize("memory", ["shared", "private"])
 def test_reduce_scatter_then_allgather_is_allreduce(workers: Workers, memory: str) -> None:
     def body(comm: Communicator) -> None:
