@@ -9,7 +9,12 @@ from collections.abc import Mapping
 
 from localsgd.torch.allocation import has_setting
 
+# Pages of the gradients of one step: four layers' of 4 MB each.
 PAGES, STEPS = 4 * 1024, 10
+
+# Below a layer's size, so that every gradient's pages are taken anew. What malloc does by itself is
+# no measure: its thresholds follow what was freed before, and its heap lies where chance put it.
+RETURNED = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}
 
 # Pages of the usual size, whatever the system prefers: faults are counted.
 PROGRAM = f"""
@@ -33,7 +38,7 @@ def step():
     model(inputs).mean().backward()
     optimizer.step()
 
-for _ in range(5):
+for _ in range(20):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({STEPS}):
@@ -66,14 +71,13 @@ def faults(way: str, environment: Mapping[str, str]) -> int:
 
 
 def test_gradients_get_the_memory_that_the_last_step_freed() -> None:
-    """Four layers' gradients are 4 MB each. By itself malloc takes most of their pages anew."""
-    assert faults("bare", {}) > 2 * PAGES
-    assert faults("wrapped", {}) < PAGES / 2
+    """Fewer than a tenth of the pages: a block may have to be had once more as the heap settles."""
+    assert faults("wrapped", {}) < STEPS * PAGES / 10
 
 
 def test_nothing_is_changed_where_the_user_has_set_malloc_up() -> None:
-    """A threshold below a layer's size, so pages are taken anew."""
-    assert faults("wrapped", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}) > 2 * PAGES
+    assert faults("bare", RETURNED) >= STEPS * PAGES
+    assert faults("wrapped", RETURNED) >= STEPS * PAGES
 
 
 def test_other_variables_are_no_settings_of_malloc() -> None:
