@@ -17,6 +17,7 @@ from math import cos, pi
 from typing import Any, Protocol, runtime_checkable
 
 from localsgd.checks import checked_count, checked_number
+from localsgd.words import name_of, words_of
 
 
 @runtime_checkable
@@ -64,7 +65,8 @@ class _Chain:
         return self.rates[index].at(since, initial)
 
     def __repr__(self) -> str:
-        return f"chain({list(self.rates)}, starts={list(self.starts)})"
+        rates = ", ".join(words_of(rate) for rate in self.rates)
+        return f"chain([{rates}], starts={list(self.starts)})"
 
 
 def constant(factor: float = 1.0) -> Rate:
@@ -156,7 +158,7 @@ def from_function(factor: Callable[[int], float]) -> Rate:
     """The initial rate times ``factor(step)``."""
     if not callable(factor):
         raise TypeError(f"factor must be a function of the step, got {factor!r}")
-    return _Scaled(factor, f"from_function({getattr(factor, '__qualname__', factor)})")
+    return _Scaled(factor, f"from_function({name_of(factor)})")
 
 
 def chain(rates: Sequence[Rate], starts: Sequence[int]) -> Rate:

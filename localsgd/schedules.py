@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from localsgd.checks import checked_count
+from localsgd.words import name_of
 
 
 @runtime_checkable
@@ -81,8 +82,7 @@ class _When:
         return bool(self.function(step))
 
     def __repr__(self) -> str:
-        name = getattr(self.function, "__qualname__", repr(self.function))
-        return f"when({name}, warmup_steps={self.warmup_steps})"
+        return f"when({name_of(self.function)}, warmup_steps={self.warmup_steps})"
 
 
 def every(period: int, *, synchronous_steps: int = 0, warmup_steps: int = 0) -> Schedule:

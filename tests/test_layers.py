@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # The lowest layer first. A package stands for all its modules.
 LAYERS: list[set[str]] = [
     {"localsgd.comm"},
-    {"localsgd.agreement", "localsgd.checks"},
+    {"localsgd.agreement", "localsgd.checks", "localsgd.words"},
     {"localsgd.layout", "localsgd.named", "localsgd.schedules"},
     {"localsgd.arena"},
     {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},

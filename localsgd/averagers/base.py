@@ -20,6 +20,7 @@ from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER, NoWeight, world
 from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
+from localsgd.words import words_of
 
 S = TypeVar("S", bound=Schedule)
 
@@ -203,7 +204,7 @@ class ModelAverager:
         return {
             "step": self.step,
             **self._ledger.state_dict(),
-            "schedule": _words(self.schedule),
+            "schedule": words_of(self.schedule),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -220,10 +221,10 @@ class ModelAverager:
                 raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
         step = checked_count("step", state_dict["step"], at_least=0)
         ledger = self._ledger.loaded(state_dict)
-        if state_dict["schedule"] != _words(self.schedule):
+        if state_dict["schedule"] != words_of(self.schedule):
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
-                f"goes on with {_words(self.schedule)}.",
+                f"goes on with {words_of(self.schedule)}.",
                 stacklevel=caller_level(),
             )
         self.step, self._ledger = step, ledger
@@ -286,9 +287,4 @@ class ModelAverager:
 
 def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
     """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
-    return agreed_among(comm, "schedules", prepare, lambda schedule: [_words(schedule)])
-
-
-def _words(schedule: Schedule) -> str:
-    kind = type(schedule)
-    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(schedule)
+    return agreed_among(comm, "schedules", prepare, lambda schedule: [words_of(schedule)])
