@@ -144,6 +144,23 @@ def test_all_skipping_is_not_all_being_done() -> None:
     assert run_threads(2, work) == [(2.5, 6)] * 2
 
 
+@pytest.mark.parametrize("record", [False, True])
+def test_a_worker_that_ends_with_the_warmup_weighs_no_more(record: bool) -> None:
+    """After two steps of the mean gradient both stand at 2; rank 1 goes on alone, to 6."""
+
+    def work(comm: Communicator) -> float:
+        stage = GradientStage("none", comm)
+        training, arena = begin(comm, 4, synchronous_steps=2, gradients=stage)
+        with training.uneven():
+            for _ in range(2 + 4 * comm.rank):
+                if record:
+                    training.record_samples(8)
+                drift(training, arena, 1.0)
+        return float(arena["x"][0])
+
+    assert run_threads(2, work) == [6.0, 6.0]
+
+
 def test_workers_without_any_data_take_the_others_result() -> None:
     def work(comm: Communicator) -> float:
         training, arena = begin(comm, 2)

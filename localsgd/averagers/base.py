@@ -158,8 +158,8 @@ class ModelAverager:
         self._ledger.take_back()
 
     def forget_samples(self) -> None:
-        """Begins new accounts, as after a round of all: nothing seen so far weighs in one."""
-        self._ledger.settle(0, self.step)
+        """Begins new accounts, as after a round of all that the step under way ends with."""
+        self._ledger.settle(0, self.step + 1)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The weighted mean of the workers' parameters, which stay as they are.
