@@ -26,6 +26,7 @@ from localsgd.lr import Rate, apply_rate
 from localsgd.parts import Averager, InnerOptimizer, Stateful
 from localsgd.state import Policy, check_policy, state_companion
 from localsgd.uneven import Kind, UnevenEnds, Without
+from localsgd.words import words_of
 
 
 class PostLocalSGDOptimizer:
@@ -50,7 +51,7 @@ class PostLocalSGDOptimizer:
         buffers: Buffers | None = None,
         rate: Rate | None = None,
     ) -> None:
-        """Collective if there is an option.
+        """Collective with an averager of ``localsgd.averagers``.
 
         Args:
             optim: takes the local steps.
@@ -81,21 +82,30 @@ class PostLocalSGDOptimizer:
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
-        given = (gradients, buffers, rate)
-        if state != "local" or any(option is not None for option in given):
+        given = [
+            ("gradients", gradients, GradientStage),
+            ("buffers", buffers, Buffers),
+            ("rate", rate, Rate),
+        ]
+        has_options = state != "local" or any(value is not None for _, value, _ in given)
+        # Without options, too: another rank may have some.
+        if has_options or isinstance(averager, ModelAverager):
             core = self._core("options")
 
             def prepare() -> list[str]:
                 check_policy(state, optim)
-                for value, kind in zip(given, (GradientStage, Buffers, Rate), strict=True):
+                for name, value, kind in given:
                     if value is not None and not isinstance(value, kind):
-                        raise TypeError(f"an option must be a {kind.__name__}, got {value!r}")
+                        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
                 if gradients is not None and gradients.comm is not core.comm:
                     raise ValueError(
                         "gradients must be averaged among the averager's workers, got "
                         f"{gradients.comm!r} and {core.comm!r}"
                     )
-                return [f"state={state!r}", *(repr(option) for option in given)]
+                return [
+                    f"state={state!r}",
+                    *(f"{name}={words_of(value)}" for name, value, _ in given),
+                ]
 
             agreed_among(core.comm, "options", prepare, lambda lines: lines)
             companions = (state_companion(state, optim), buffers)

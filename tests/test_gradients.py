@@ -538,7 +538,7 @@ def test_options_must_be_equal_on_all_ranks_and_of_the_averagers_workers() -> No
         averager = ModelAverager(every(2), comm)
         with pytest.raises(ValueError, match="among the averager's workers"):
             PostLocalSGDOptimizer(inner, averager, gradients=GradientStage("none", comm.split(0)))
-        with pytest.raises(TypeError, match="an option must be a GradientStage, got 'host'"):
+        with pytest.raises(TypeError, match="gradients must be a GradientStage, got 'host'"):
             PostLocalSGDOptimizer(inner, averager, gradients="host")  # type: ignore[arg-type]
 
     run_threads(2, work)

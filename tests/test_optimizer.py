@@ -18,6 +18,7 @@ from localsgd import (
     PeriodicModelAverager,
     PostLocalSGDOptimizer,
     every,
+    lr,
     optim,
     run_threads,
     solo,
@@ -434,3 +435,13 @@ def test_workers_train_in_groups_of_their_own() -> None:
         return float(arena["x"][0])
 
     assert run_threads(4, work) == [-0.5, -0.5, -2.5, -2.5]
+
+
+def test_options_of_some_ranks_only_are_an_error_on_every_rank_at_once() -> None:
+    def work(comm: Communicator) -> None:
+        inner = optim.SGD(Arena({"x": np.zeros(1)}, comm), lr=1.0)
+        LocalSGD(inner, 2, comm=comm, rate=lr.constant() if comm.rank == 1 else None)
+
+    for outcome in outcomes(3, work, hosts="2+1"):
+        assert isinstance(outcome, MismatchError)
+        assert "got rate=None on ranks 0, 2; rate=constant(1.0) on rank 1" in str(outcome)
