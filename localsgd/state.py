@@ -169,7 +169,9 @@ class OptimizerState(MeanState):
 
     def __init__(self, optim: Optimizer) -> None:
         """Collective: the state is put where workers reduce it in one pass."""
-        super().__init__(lambda: [GroupState(optim, i) for i in range(len(optim.members))])
+        super().__init__(
+            lambda: [GroupState(optim, i) for i, member in enumerate(optim.members) if member.runs]
+        )
         optim.reserve_state()
 
 

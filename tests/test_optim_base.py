@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsgd import Arena, Communicator, MismatchError, optim, solo
+from localsgd import Arena, Communicator, MismatchError, optim, run_threads, solo
 from workers import outcomes
 
 MAKERS: list[Callable[[Any], optim.Optimizer]] = [
@@ -241,6 +241,31 @@ def test_groups_added_differently_are_an_error_on_all_and_added_nowhere() -> Non
     assert outcomes(2, work) == [1, 1]
 
 
+def test_groups_added_later_are_of_the_same_workers() -> None:
+    def work(comm: Communicator) -> int:
+        arena, other = model(comm), Arena({"x": np.zeros(1)}, solo())
+        sgd = optim.SGD(arena, lr=0.1)
+        with pytest.raises(ValueError, match="arenas of one optimizer must belong to one comm"):
+            sgd.add_param_group({"params": other})
+        return len(sgd.param_groups)
+
+    assert run_threads(2, work) == [1, 1]
+
+
+def test_a_group_may_be_empty() -> None:
+    """The biases of a model that has none; nothing else moves otherwise."""
+    arena, plain = model(), model()
+    groups = [{"params": arena}, {"params": arena.subset([]), "weight_decay": 0.0}]
+    adam, other = optim.Adam(groups, lr=0.1), optim.Adam(plain, lr=0.1)
+    adam.reserve_state()
+    take_steps(adam, arena, 1, 3)
+    take_steps(other, plain, 1, 3)
+    saved = adam.state_dict()
+    adam.load_state_dict(saved)
+    np.testing.assert_equal(adam.state_dict(), saved)
+    assert arena.flat.tobytes() == plain.flat.tobytes()
+
+
 @pytest.mark.parametrize("make", MAKERS, ids=KINDS)
 @pytest.mark.parametrize("saved_at", [0, 1, 3])
 def test_resuming_equals_never_stopping(
@@ -334,6 +359,11 @@ def change_state(key: str, value: object) -> Callable[[dict[str, Any]], None]:
         (change_group("params", ["b"]), ValueError, r"group 1 must have params \['b', 'v'\]"),
         (change_group("lr", float("nan")), ValueError, "lr must be finite"),
         (lambda s: s["param_groups"][1].pop("eps"), ValueError, "group 1 must have 'eps'"),
+        (lambda s: s["param_groups"][1].pop("params"), TypeError, "must be dicts with 'params'"),
+        (lambda s: s["param_groups"].insert(0, 3), TypeError, "must be dicts with 'params'"),
+        (lambda s: s.update(param_groups=3), TypeError, "must be dicts with 'params', .* got 3"),
+        (lambda s: s.update(state=[]), TypeError, r"a dict of dicts by parameter, got \[\]"),
+        (lambda s: s["state"].update(v=3), TypeError, "a dict of dicts by parameter"),
         (lambda s: s["state"].update(z={}), ValueError, "of this optimizer, got 'z'"),
         (change_state("exp_avg", np.ones(2)), ValueError, r"'exp_avg' of 'v' must have shape \(1,"),
         (change_state("exp_avg", np.array(["a"])), TypeError, "'exp_avg' of 'v' must be an array"),
@@ -361,6 +391,13 @@ def test_a_failing_load_changes_nothing(
     with pytest.raises(error, match=message):
         adamw.load_state_dict(saved)
     np.testing.assert_equal(adamw.state_dict(), before)
+
+
+def test_a_state_by_position_of_another_algorithm_is_refused() -> None:
+    """As torch.optim.SGD's would be: its group has no betas."""
+    saved = {"state": {}, "param_groups": [{"params": [0, 1, 2], "lr": 0.5, "momentum": 0.0}]}
+    with pytest.raises(ValueError, match="group 0 must have 'betas'"):
+        optim.Adam(model(), lr=0.1).load_state_dict(saved)
 
 
 def test_repr_shows_every_groups_hyperparameters() -> None:

@@ -213,6 +213,18 @@ def test_a_worker_that_has_not_stepped_gives_zero_momentum() -> None:
     assert run_threads(3, work) == [2.0] * 3
 
 
+def test_an_empty_group_has_no_state_to_average() -> None:
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        groups = [{"params": arena.subset([])}, {"params": arena}]
+        training = LocalSGD(optim.SGD(groups, lr=1.0, momentum=0.5), 1, comm=comm, state="mean")
+        arena.grad["x"] -= 1.0 + 2.0 * comm.rank
+        training.step()
+        return [*arena["x"].tolist(), *training.state["x"]["momentum_buffer"].tolist()]
+
+    assert run_threads(2, work) == [[2.0, -2.0]] * 2
+
+
 def test_where_nobody_has_state_none_is_made() -> None:
     """So the first step is still the first, in which momentum starts undampened."""
 

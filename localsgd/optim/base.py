@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
-from localsgd.comm.base import Array
+from localsgd.comm.base import Array, Communicator
 from localsgd.optim.block import Block
 from localsgd.optim.groups import (
     Group,
@@ -157,7 +157,8 @@ class Optimizer(ABC):
         Collective. Raises what construction does, and then adds nothing.
         """
         given = as_groups([param_group])
-        self._add(agreed(comm_of(given), "hyperparameters", lambda: self._prepare(given), lines_of))
+        comm = self._comm(given)
+        self._add(agreed(comm, "hyperparameters", lambda: self._prepare(given), lines_of))
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all state by parameter name, and the groups with their hyperparameters."""
@@ -234,7 +235,7 @@ class Optimizer(ABC):
 
     def _prepare(self, given: Sequence[Mapping[str, Any]]) -> list[tuple[Group, Member]]:
         taken = {name for member in self._members for name in member.names}
-        comm = comm_of(given)
+        comm = self._comm(given)
         prepared = []
         for group in given:
             member = Member(runs_of(subsets_of(group), comm, taken))
@@ -264,9 +265,16 @@ class Optimizer(ABC):
             self.param_groups.append(group)
             self._members.append(member)
 
+    def _comm(self, given: Sequence[Mapping[str, Any]]) -> Communicator:
+        """The workers that hold the parameters, those of the first if there are none yet."""
+        arenas = self.arenas
+        return arenas[0].comm if arenas else comm_of(given)
+
     def _reserve(self, group: Group, member: Member) -> None:
-        member.reserve(self.kept(group), member.runs[0].arena.comm)
-        self._show_state(member)
+        # A group may be empty, as that of all biases in a model without any.
+        if member.runs:
+            member.reserve(self.kept(group), member.runs[0].arena.comm)
+            self._show_state(member)
 
     def _show_state(self, member: Member) -> None:
         for run in member.runs:

@@ -86,8 +86,9 @@ def read_saved(
             raise ValueError(
                 f"an optimizer's state dict must have {key!r}, got {_keys(state_dict)}"
             )
+    _check_form(state_dict["param_groups"], state_dict["state"])
     names = [list(group["params"]) for group in groups]
-    saved_groups, state = _by_name(state_dict["param_groups"], state_dict["state"], names, rules)
+    saved_groups, state = _by_name(state_dict["param_groups"], state_dict["state"], groups)
     known = {name for group in names for name in group}
     unknown = tuple(str(name) for name in state if name not in known)
     if strict:
@@ -106,24 +107,33 @@ def read_saved(
     return read, Loaded(taken, missing, unknown)
 
 
+def _check_form(groups: object, state: object) -> None:
+    entries = list(groups) if isinstance(groups, Sequence) else [None]
+    for group in entries:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), Sequence):
+            raise TypeError(f"param_groups must be dicts with 'params', a list, got {groups!r}")
+    if not isinstance(state, Mapping) or not all(isinstance(s, Mapping) for s in state.values()):
+        raise TypeError(f"state must be a dict of dicts by parameter, got {state!r}")
+
+
 def _by_name(
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[Any, Mapping[str, Any]],
-    names: Sequence[Sequence[str]],
-    rules: Rules,
+    own: Sequence[Mapping[str, Any]],
 ) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
     """Groups and state with names for positions, if they are torch.optim's."""
-    if not any(isinstance(index, int) for group in groups for index in group.get("params", ())):
+    if not any(isinstance(index, int) for group in groups for index in group["params"]):
         return groups, state
     name_of: dict[Any, str] = {}
-    for number, (group, expected) in enumerate(zip(groups, names, strict=False)):
+    for number, (group, ours) in enumerate(zip(groups, own, strict=False)):
+        expected = ours["params"]
         if len(group["params"]) != len(expected):
             raise ValueError(
                 f"group {number} must have {len(expected)} params, {list(expected)}, "
                 f"got {len(group['params'])} positions"
             )
         name_of.update(zip(group["params"], expected, strict=True))
-    known = {"params", "initial_lr", "name", *(rules.checked(groups[0]) if groups else ())}
+    known = {"initial_lr", "name", *own[0]}
     named = [
         {key: value for key, value in group.items() if key in known}
         | {"params": [name_of.get(index, index) for index in group["params"]]}
@@ -141,8 +151,8 @@ def _read_group(
     rules: Rules,
     strict: bool,
 ) -> SavedState:
-    if list(group.get("params", ())) != names:
-        raise ValueError(f"group {index} must have params {names}, got {group.get('params')}")
+    if list(group["params"]) != names:
+        raise ValueError(f"group {index} must have params {names}, got {group['params']}")
     try:
         hyperparameters = rules.checked(group)
     except KeyError as error:
@@ -162,12 +172,12 @@ def _read_group(
     given = [name for name in names if strict or arrays[name]]
     if given:
         _check_alike(index, given, arrays, steps)
-    first = (given or names)[0]
-    if rules.counts_steps and arrays[first] and first not in steps:
-        raise ValueError(f"state of {first!r} must have 'step', got {sorted(arrays[first])}")
+    keys = tuple(arrays[given[0]]) if given else ()
+    if rules.counts_steps and keys and given[0] not in steps:
+        raise ValueError(f"state of {given[0]!r} must have 'step', got {sorted(keys)}")
     taken = {**group, **hyperparameters, "params": names}
     found = {name: arrays[name] for name in given}
-    return SavedState(taken, tuple(arrays[first]), found, steps.get(first, 0))
+    return SavedState(taken, keys, found, steps.get(given[0], 0) if given else 0)
 
 
 def _check_alike(
