@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,12 +188,6 @@ class Arena(FlatArrays):
         if len(set(given)) < len(given):
             raise ValueError(f"names must be distinct, got {given}")
         return Subset(self, tuple(name for name in self.names if name in set(given)))
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "an Arena must stay with its group of workers and cannot be copied or pickled; "
-            "copy the values instead: {name: array.copy() for name, array in arena.items()}"
-        )
 
     def _where(self) -> str:
         return f", rank {self._comm.rank} of {self._comm.size}"

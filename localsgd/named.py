@@ -6,6 +6,7 @@ Names, shapes and dtypes are fixed, so a view taken once shows whatever is set l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,6 +45,13 @@ class NamedViews(Mapping[str, Array]):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def __reduce__(self) -> NoReturn:
+        # Each array would be copied by itself, and be no view of what is averaged any more.
+        raise TypeError(
+            f"{type(self).__name__} must stay with its memory and cannot be copied or pickled; "
+            "copy the values instead: {name: array.copy() for name, array in arrays.items()}"
+        )
 
     def _check_fits(self, name: str, given: Array) -> None:
         """Raises unless the values can be copied into the view of this name.

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from localsgd import Arena, Communicator, FlatArrays, MismatchError, run_threads, solo
+from localsgd import Arena, Buffers, Communicator, FlatArrays, MismatchError, run_threads, solo
 from workers import LAYOUTS, assert_named_by_all, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -225,12 +225,14 @@ def test_subsets_keep_the_order_of_the_arena() -> None:
         arena.subset(["w", "w"])
 
 
-def test_an_arena_is_neither_copied_nor_pickled() -> None:
+def test_named_views_are_neither_copied_nor_pickled() -> None:
+    """Copies of the arrays would not be views of one buffer any more."""
     arena = Arena(values(), solo())
-    with pytest.raises(TypeError, match="must stay with its group of workers"):
-        pickle.dumps(arena)
-    with pytest.raises(TypeError, match="copy the values instead"):
-        copy.deepcopy(arena)
+    for views in (arena, arena.grad, Buffers({"mean": np.zeros(2)}, comm=solo())):
+        with pytest.raises(TypeError, match="must stay with its memory"):
+            pickle.dumps(views)
+        with pytest.raises(TypeError, match="copy the values instead"):
+            copy.deepcopy(views)
 
 
 def test_an_arena_can_be_made_from_an_arena() -> None:
