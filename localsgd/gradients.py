@@ -144,6 +144,8 @@ class GradientStage:
                         label=label if samples is None else f"{label}, weighed by samples",
                     )
             except NoWeight:
+                if group is self.comm:
+                    averager.forget_samples()
                 return False
         if self._max_norm is not None:
             if group is None:

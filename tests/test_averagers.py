@@ -333,6 +333,7 @@ def test_loading_under_another_schedule_warns_and_keeps_its_own() -> None:
         ({"samples": [0.5]}, TypeError, "samples must be an integer"),
         ({"samples": [1, 2]}, ValueError, "samples must be a list with one entry"),
         ({"settled": [None]}, TypeError, "settled must be an integer"),
+        ({"skipped": 1}, TypeError, "skipped must be True or False"),
         (None, ValueError, "must have 'step'"),
     ],
 )

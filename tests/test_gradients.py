@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import ml_dtypes
@@ -218,6 +219,44 @@ def test_a_skipped_local_step_is_counted_and_its_samples_are_forgotten(staged: b
         return float(arena["x"][0]), training.averager.step
 
     assert run_threads(2, work) == [(-1.25, 2)] * 2
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_a_worker_that_skips_all_its_steps_weighs_nothing_in_the_round(uneven: bool) -> None:
+    """Averaged after every step; all record. Rank 1 skips step 2, both skip step 3.
+
+    (-1·3 - 2·1)/4 = -1¼; then rank 0 alone: -2¼, where both stay in step 3.
+    """
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=1.0), 1)
+        seen = []
+        with training.uneven() if uneven else nullcontext():
+            for step in range(1, 4):
+                training.record_samples(1 if comm.rank else 3)
+                arena.grad["x"] += comm.rank + 1.0
+                training.skip_step() if step + comm.rank >= 3 else training.step()
+                seen.append(float(arena["x"][0]))
+        return seen
+
+    assert run_threads(2, work) == [[-1.25, -2.25, -2.25]] * 2
+
+
+def test_where_all_skip_a_resumed_round_and_a_mean_are_no_errors_either() -> None:
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.full(1, 5.0)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=1.0), 2)
+        training.record_samples(1)
+        training.skip_step()
+        resumed = LocalSGD(optim.SGD(arena, lr=1.0), 2)
+        resumed.load_state_dict(training.state_dict())
+        seen = resumed.mean()["x"].tolist()
+        resumed.record_samples(0)
+        resumed.step()
+        return seen + arena["x"].tolist()
+
+    assert run_threads(2, work) == [[5.0, 5.0]] * 2
 
 
 def test_gradients_weigh_by_the_samples_of_the_step() -> None:

@@ -127,7 +127,8 @@ class ModelAverager:
         """Adds to the samples seen since the last round, the weight of this worker in the next.
 
         Between two rounds all workers record, or none does and all weigh equally. A worker that
-        recorded 0 takes the result and gives nothing. In a hierarchy a level's weights are the
+        recorded 0 takes the result and gives nothing; nor does one that has skipped all its steps
+        since, and where all have, no round is held. In a hierarchy a level's weights are the
         samples since the last round of that level or a larger one.
 
         Raises:
@@ -198,8 +199,8 @@ class ModelAverager:
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume, as JSON values.
 
-        The step, the schedule, and for every level, the largest first, the samples since its
-        last round and the step after which that was.
+        The step, the schedule, whether samples were taken back, and for every level, the largest
+        first, the samples since its last round and the step after which that was.
         """
         return {
             "step": self.step,
@@ -216,7 +217,7 @@ class ModelAverager:
         Raises:
             TypeError, ValueError: if it does not fit; then nothing has changed.
         """
-        for key in ("step", "samples", "settled", "schedule"):
+        for key in ("step", "samples", "settled", "skipped", "schedule"):
             if not isinstance(state_dict, Mapping) or key not in state_dict:
                 raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
         step = checked_count("step", state_dict["step"], at_least=0)
@@ -247,9 +248,13 @@ class ModelAverager:
         try:
             self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
         except NoWeight:
-            if not self.uneven:
+            if not self._may_be_without_weight(self.comm):
                 raise
             self.comm.allreduce(flat, "mean")
+
+    def _may_be_without_weight(self, group: Communicator) -> bool:
+        """Whether it is no error that nobody in a group weighs anything. Collective."""
+        return self.uneven or any(group.collect(self._ledger.skipped))
 
     def _round(
         self,
@@ -274,7 +279,7 @@ class ModelAverager:
                     label=label,
                 )
         except NoWeight:
-            if self.uneven:
+            if self._may_be_without_weight(group):
                 return False
             raise
         for companion in along:

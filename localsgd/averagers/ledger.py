@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localsgd.checks import checked_count
+from localsgd.checks import checked_count, checked_flag
 
 
 class Ledger:
@@ -26,6 +26,7 @@ class Ledger:
         samples: what was recorded since the level's last round; None if nothing was.
         settled: the number of the step after which the level's last round was.
         of_step: the samples recorded since the last step; None if none were.
+        skipped: whether samples were taken back since the last round of all.
         uneven: whether workers may run out of data.
     """
 
@@ -33,7 +34,7 @@ class Ledger:
         self.samples: list[int | None] = [None] * levels
         self.settled = [0] * levels
         self.of_step: int | None = None
-        self.uneven = False
+        self.skipped = self.uneven = False
         self._last_step: int | None = None
         self._before_step = list(self.samples)
 
@@ -64,19 +65,26 @@ class Ledger:
         self.samples = [(samples or 0) + count for samples in self.samples]
 
     def take_back(self) -> None:
-        """Forgets what was recorded since the last step."""
+        """Forgets what was recorded since the last step: none was seen, which is an entry, too."""
         if self.of_step is not None:
-            self.samples, self.of_step = self._before_step, None
+            self.samples = [before or 0 for before in self._before_step]
+            self.of_step, self.skipped = None, True
 
     def settle(self, level: int, step: int) -> None:
         """Begins new accounts after a round: at this level and at those of smaller groups."""
         for index in range(level, len(self.samples)):
             self.samples[index], self.settled[index] = None, step
         self.of_step = None
+        if level == 0:
+            self.skipped = False
 
     def state_dict(self) -> dict[str, Any]:
         """The accounts, as JSON values."""
-        return {"samples": list(self.samples), "settled": list(self.settled)}
+        return {
+            "samples": list(self.samples),
+            "settled": list(self.settled),
+            "skipped": self.skipped,
+        }
 
     def loaded(self, state_dict: Mapping[str, Any]) -> Ledger:
         """This worker's ledger with the accounts that were saved.
@@ -87,6 +95,7 @@ class Ledger:
         levels = len(self.samples)
         ledger = Ledger(levels)
         ledger.uneven, ledger._last_step = self.uneven, self._last_step
+        ledger.skipped = checked_flag("skipped", state_dict["skipped"])
         for key in ("samples", "settled"):
             entries = state_dict[key]
             if not isinstance(entries, Sequence) or len(entries) != levels:
