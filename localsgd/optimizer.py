@@ -28,6 +28,8 @@ from localsgd.state import Policy, check_policy, state_companion
 from localsgd.uneven import Kind, UnevenEnds, Without
 from localsgd.words import words_of
 
+OPTIONS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
+
 
 class PostLocalSGDOptimizer:
     """Steps an optimizer, then lets an averager count the step and average when due.
@@ -82,30 +84,26 @@ class PostLocalSGDOptimizer:
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
-        given = [
-            ("gradients", gradients, GradientStage),
-            ("buffers", buffers, Buffers),
-            ("rate", rate, Rate),
-        ]
-        has_options = state != "local" or any(value is not None for _, value, _ in given)
+        given = {"gradients": gradients, "buffers": buffers, "rate": rate}
+        has_options = state != "local" or any(option is not None for option in given.values())
         # Without options, too: another rank may have some.
         if has_options or isinstance(averager, ModelAverager):
             core = self._core("options")
 
             def prepare() -> list[str]:
                 check_policy(state, optim)
-                for name, value, kind in given:
-                    if value is not None and not isinstance(value, kind):
-                        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+                for name, option in given.items():
+                    if option is not None and not isinstance(option, OPTIONS[name]):
+                        raise TypeError(
+                            f"{name} must be a {OPTIONS[name].__name__}, got {option!r}"
+                        )
                 if gradients is not None and gradients.comm is not core.comm:
                     raise ValueError(
                         "gradients must be averaged among the averager's workers, got "
                         f"{gradients.comm!r} and {core.comm!r}"
                     )
-                return [
-                    f"state={state!r}",
-                    *(f"{name}={words_of(value)}" for name, value, _ in given),
-                ]
+                words = [f"{name}={words_of(option)}" for name, option in given.items()]
+                return [f"state={state!r}", *words]
 
             agreed_among(core.comm, "options", prepare, lambda lines: lines)
             companions = (state_companion(state, optim), buffers)
@@ -175,12 +173,9 @@ class PostLocalSGDOptimizer:
                     …
                     training.step()
 
-        Collective, at equal steps. A worker that leaves goes on answering the others until all
-        have left; then all hold a last round and stand at the step of the longest. In a round a
-        worker weighs the samples that it has recorded since the last one; without any, all that
-        have taken or skipped a step since then weigh the same. Learning rates that change belong in
-        ``rate``, as a worker without data takes the steps of averaged gradients, too. It waits for
-        the others no longer than the group's deadline.
+        Collective, at equal steps. ``localsgd.uneven`` says what workers without data do and what
+        each weighs; one waits for the others no longer than the group's deadline. Learning rates
+        that change belong in ``rate``, as it takes the steps of averaged gradients, too.
 
         Raises:
             TypeError: for an averager that is not one of ``localsgd.averagers``.

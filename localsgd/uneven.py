@@ -1,5 +1,12 @@
 """How workers with unequal amounts of data end together: who is done answers those who are not.
 
+A worker that leaves ``uneven()`` of a wrapper goes on answering the others until all have left;
+then all hold a last round, the plain mean if nobody weighs in it, and stand at the step of the
+longest. Until then it takes the steps of averaged gradients with them. In a round a worker weighs
+the samples that it has recorded since the last one; without any, all that have taken or skipped a
+step since then weigh the same. State that is averaged must have seen equally many steps where a
+worker weighs, which with an algorithm that counts them (Adam) uneven ends seldom allow.
+
 Before everything that needs all workers, each says what it is about to do: a worker with data
 that it takes step n, one without that it is done. So the others learn which step is wanted and
 take part in it without giving anything, and when all are done, everybody knows. One small

@@ -166,10 +166,8 @@ class PostLocalSGDOptimizer(Optimizer):
                     …
                     optimizer.step()
 
-        Collective, at equal steps; without DDP. A worker that leaves goes on answering the others
-        until all have left; then all hold a last round and stand at the step of the longest. In a
-        round a worker weighs the samples that it has recorded since the last one; without any,
-        all that have taken or skipped a step since then weigh the same.
+        Collective, at equal steps; without DDP. ``localsgd.uneven`` says what workers without data
+        do and what each weighs.
 
         Raises:
             TypeError: for an averager that is not one of ``localsgd``.
