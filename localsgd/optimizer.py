@@ -248,6 +248,8 @@ class PostLocalSGDOptimizer:
         if isinstance(self.averager, Stateful):
             parts["averager"] = self.averager
         load_together(comm, state_dict, self.averager, parts, optional=("averager",))
+        if isinstance(self.averager, ModelAverager) and "averager" not in state_dict:
+            self.averager.forget_samples()
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "

@@ -112,9 +112,12 @@ def test_different_warmups_are_an_error_on_every_rank() -> None:
         assert "post_local(4, warmup_steps=1) on rank 1" in str(outcome)
 
 
-def test_period_and_warmup_can_be_read() -> None:
+def test_period_and_warmup_can_be_read_and_not_set() -> None:
     averager = PeriodicModelAverager(4, warmup_steps=13, comm=solo())
     assert (averager.period, averager.warmup_steps, averager.step) == (4, 13, 0)
+    for name in ("period", "warmup_steps"):
+        with pytest.raises(AttributeError):
+            setattr(averager, name, 2)
     assert repr(averager) == "PeriodicModelAverager(post_local(4, warmup_steps=13))"
 
 

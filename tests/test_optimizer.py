@@ -324,6 +324,23 @@ def test_a_state_dict_without_a_step_counter_warns_at_the_callers_line_and_start
     assert "step" not in saved
 
 
+def test_samples_from_before_a_load_without_an_averagers_state_weigh_no_more() -> None:
+    """The 98 samples that rank 1 saw more are gone: the mean of 0 and -2 is plain."""
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        training = LocalSGD(optim.SGD(arena, lr=1.0), 1, comm=comm)
+        saved = {**training.optim.state_dict(), "step": 0}
+        training.record_samples(1 + 98 * comm.rank)
+        training.load_state_dict(saved)
+        training.record_samples(1)
+        arena.grad["x"] += 2.0 * comm.rank
+        training.step()
+        return arena["x"].tolist()
+
+    assert run_threads(2, work) == [[-1.0]] * 2
+
+
 def test_a_wrapped_state_dict_loads_into_the_plain_optimizer() -> None:
     training, arena, _ = build()
     train(training, arena, 0, 1, 3)

@@ -51,5 +51,13 @@ class PeriodicModelAverager(ModelAverager):
                 stacklevel=caller_level(),
             )
         super().__init__(schedule, comm)
-        self.period = int(period)
-        self.warmup_steps = int(warmup_steps)
+        self._period, self._warmup_steps = int(period), int(warmup_steps)
+
+    # Read-only, as the schedule decides: a number set here would change no round.
+    @property
+    def period(self) -> int:
+        return self._period
+
+    @property
+    def warmup_steps(self) -> int:
+        return self._warmup_steps
