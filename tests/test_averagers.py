@@ -1,4 +1,4 @@
-"""Counting, rounds, weights, flush, evaluation and saving: what every averager does."""
+"""Counting and rounds: what every averager does, with its group and what goes along."""
 
 from __future__ import annotations
 
@@ -9,40 +9,24 @@ import numpy as np
 import pytest
 
 from localsgd import (
-    NON_MEMBER,
     Arena,
     Communicator,
     HierarchicalModelAverager,
     MismatchError,
     ModelAverager,
-    average_parameters,
     every,
     run_threads,
     solo,
 )
 from localsgd.averagers import Companion
-from workers import LAYOUTS, assert_named_by_all, outcomes
+from workers import LAYOUTS, filled, outcomes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
 
-def model(comm: Communicator, dtype: Any = np.float64) -> Arena:
-    return Arena({"w": np.zeros(2, dtype), "b": np.zeros((), dtype)}, comm)
-
-
-def values_of(arena: Arena) -> list[float]:
-    return [float(value) for value in arena.flat]
-
-
-def filled(comm: Communicator, value: float) -> Arena:
-    arena = model(comm)
-    arena.flat[...] = value
-    return arena
-
-
 def test_steps_are_counted_and_rounds_reported() -> None:
     def work(comm: Communicator) -> tuple[list[bool], int]:
-        averager, arena = ModelAverager(every(3), comm), model(comm)
+        averager, arena = ModelAverager(every(3), comm), filled(comm, 0.0)
         return [averager.average_parameters(arena) for _ in range(7)], averager.step
 
     for rounds, step in run_threads(2, work):
@@ -98,7 +82,7 @@ def test_the_default_group_is_the_world() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         ModelAverager(every(1)).average_parameters(arena)
-        return values_of(arena)
+        return arena.flat.tolist()
 
     assert run_threads(3, work) == [[1.0] * 3] * 3
 
@@ -107,7 +91,7 @@ def test_workers_average_with_their_own_group_only() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         ModelAverager(every(1), comm.split(comm.rank % 2)).average_parameters(arena)
-        return values_of(arena)
+        return arena.flat.tolist()
 
     assert run_threads(4, work, hosts="2+2") == [[1.0] * 3, [2.0] * 3] * 2
 
@@ -169,7 +153,7 @@ def test_a_schedule_without_a_repr_is_compared_by_its_class() -> None:
             return step == 1
 
     def work(comm: Communicator) -> tuple[list[bool], str]:
-        averager, arena = ModelAverager(Once(), comm), model(comm)
+        averager, arena = ModelAverager(Once(), comm), filled(comm, 0.0)
         return [averager.average_parameters(arena) for _ in range(2)], averager.state_dict()[
             "schedule"
         ]
@@ -194,158 +178,6 @@ def test_parameters_must_be_arenas(params: Any) -> None:
     assert averager.step == 0
 
 
-@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
-def test_samples_seen_since_the_last_round_are_the_weights_of_the_next(
-    size: int, hosts: str
-) -> None:
-    """Weights 3(r+1), the sum of two records, and values r: the mean is 2·Σr(r+1) / (n(n+1))."""
-
-    def work(comm: Communicator) -> tuple[list[float], list[float]]:
-        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
-        averager.record_samples(comm.rank + 1)
-        averager.record_samples(2 * (comm.rank + 1))
-        averager.average_parameters(arena)
-        weighted = arena.flat.tolist()
-        arena.flat[...] = comm.rank
-        averager.average_parameters(arena)
-        return weighted, arena.flat.tolist()
-
-    mean = sum(rank * (rank + 1) for rank in range(size)) * 2 / (size * (size + 1))
-    for weighted, equal in run_threads(size, work, hosts=hosts):
-        np.testing.assert_allclose(weighted, mean, rtol=1e-14)
-        np.testing.assert_allclose(equal, (size - 1) / 2, rtol=1e-15)
-
-
-def test_a_worker_without_samples_takes_the_result_and_gives_nothing() -> None:
-    def work(comm: Communicator) -> list[float]:
-        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank + 1)
-        if comm.rank == 0:
-            arena.flat[...] = np.nan
-        averager.record_samples(comm.rank)
-        averager.average_parameters(arena)
-        return values_of(arena)
-
-    assert run_threads(3, work) == [[2.0 / 3 + 3.0 * 2 / 3] * 3] * 3
-
-
-def test_no_samples_anywhere_is_an_error_on_every_rank() -> None:
-    def work(comm: Communicator) -> None:
-        averager = ModelAverager(every(1), comm)
-        averager.record_samples(0)
-        averager.average_parameters(filled(comm, comm.rank))
-
-    for outcome in outcomes(3, work):
-        assert isinstance(outcome, ValueError)
-
-
-@pytest.mark.parametrize(
-    ("count", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
-)
-def test_samples_are_counted_in_whole_numbers(count: Any, error: type[Exception]) -> None:
-    averager = ModelAverager(every(1), solo())
-    with pytest.raises(error, match="count must be"):
-        averager.record_samples(count)
-    assert averager.state_dict()["samples"] == [None]
-
-
-def test_flush_holds_a_round_without_a_step() -> None:
-    def work(comm: Communicator) -> tuple[list[float], int, list[bool]]:
-        averager, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
-        averager.average_parameters(arena)
-        averager.flush(arena)
-        flushed = arena.flat.tolist()
-        return flushed, averager.step, [averager.average_parameters(arena) for _ in range(2)]
-
-    assert run_threads(3, work) == [([1.0] * 3, 1, [False, True])] * 3
-
-
-def test_flush_uses_and_resets_the_samples() -> None:
-    def work(comm: Communicator) -> tuple[list[float], list[float]]:
-        averager, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
-        averager.record_samples(1 + 2 * comm.rank)
-        averager.flush(arena)
-        weighted = arena.flat.tolist()
-        averager.flush(arena)
-        return weighted, arena.flat.tolist()
-
-    assert run_threads(2, work) == [([0.75] * 3, [0.75] * 3)] * 2
-
-
-def test_flush_and_a_round_do_not_mix() -> None:
-    def work(comm: Communicator) -> None:
-        averager, arena = ModelAverager(every(1), comm), filled(comm, comm.rank)
-        averager.flush(arena) if comm.rank else averager.average_parameters(arena)
-
-    for outcome in outcomes(2, work):
-        assert isinstance(outcome, MismatchError)
-        assert "flush after step 0" in str(outcome)
-
-
-@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
-def test_the_mean_can_be_evaluated_without_a_round(size: int, hosts: str) -> None:
-    def work(comm: Communicator) -> None:
-        averager, arena = ModelAverager(every(2), comm), filled(comm, comm.rank)
-        other = Arena({"n": np.full(2, 4.0, np.float32)}, comm)
-        averager.record_samples(comm.rank + 1)
-        before = averager.state_dict()
-        mean = averager.mean_of([arena, other])
-        assert list(mean) == ["w", "b", "n"]
-        assert mean["b"].shape == ()
-        np.testing.assert_allclose(mean["w"], 2 * (size - 1) / 3, rtol=1e-14)
-        assert mean["n"].tolist() == [4.0, 4.0]
-        assert arena.flat.tolist() == [comm.rank] * 3
-        assert averager.state_dict() == before
-        mean["w"][...] = 99
-        assert arena.flat.tolist() == [comm.rank] * 3
-
-    run_threads(size, work, hosts=hosts)
-
-
-def test_resuming_an_averager_keeps_phase_and_samples() -> None:
-    def work(comm: Communicator) -> tuple[list[float], list[float], list[bool]]:
-        first, arena = ModelAverager(every(3), comm), filled(comm, comm.rank)
-        first.average_parameters(arena)
-        first.average_parameters(arena)
-        first.record_samples(1 + 2 * comm.rank)
-        resumed, copy = ModelAverager(every(3), comm), filled(comm, comm.rank)
-        resumed.load_state_dict(first.state_dict())
-        first.average_parameters(arena)
-        rounds = [resumed.average_parameters(copy) for _ in range(4)]
-        return arena.flat.tolist(), copy.flat.tolist(), rounds
-
-    assert run_threads(2, work) == [([0.75] * 3, [0.75] * 3, [True, False, False, True])] * 2
-
-
-def test_loading_under_another_schedule_warns_and_keeps_its_own() -> None:
-    averager = ModelAverager(every(3), solo())
-    saved = ModelAverager(every(4), solo()).state_dict()
-    with pytest.warns(UserWarning, match=r"saved with schedule every\(4\).*every\(3\)") as caught:
-        averager.load_state_dict(saved)
-    assert caught[0].filename == __file__
-    assert averager.schedule == every(3)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"step": -1}, ValueError, "step must be at least 0"),
-        ({"step": "7"}, TypeError, "step must be an integer"),
-        ({"samples": [0.5]}, TypeError, "samples must be an integer"),
-        ({"samples": [1, 2]}, ValueError, "samples must be a list with one entry"),
-        ({"settled": [None]}, TypeError, "settled must be an integer"),
-        ({"skipped": 1}, TypeError, "skipped must be True or False"),
-        (None, ValueError, "must have 'step'"),
-    ],
-)
-def test_a_failing_load_changes_nothing(change: Any, error: type[Exception], message: str) -> None:
-    averager = ModelAverager(every(3), solo())
-    averager.record_samples(5)
-    before = averager.state_dict()
-    with pytest.raises(error, match=message):
-        averager.load_state_dict({**before, "step": 9, **change} if change else {})
-    assert averager.state_dict() == before
-
-
 def test_a_method_with_outer_state_gives_its_rule_for_the_mean() -> None:
     """Moving half of the way from 0 to the mean: workers at 0..2 meet at 1/2, then keep 1/4."""
 
@@ -361,7 +193,7 @@ def test_a_method_with_outer_state_gives_its_rule_for_the_mean() -> None:
     def work(comm: Communicator) -> list[float]:
         arena = filled(comm, comm.rank)
         HalfWay(every(1), comm).average_parameters(arena)
-        return values_of(arena)
+        return arena.flat.tolist()
 
     assert run_threads(3, work, hosts="2+1") == [
         [0.25 * rank + 0.75 * 0.5] * 3 for rank in range(3)
@@ -379,7 +211,7 @@ def test_what_goes_along_joins_every_round_with_its_group_and_weight() -> None:
             self.before: list[float] = []
 
         def ready(self, group: Communicator, weight: float | None) -> None:
-            self.before.append(values_of(self.arena)[0])
+            self.before.append(self.arena.flat.tolist()[0])
 
         def join(self, group: Communicator, weight: float | None) -> None:
             group.allreduce(self.values, "mean", weight=weight)
@@ -392,10 +224,10 @@ def test_what_goes_along_joins_every_round_with_its_group_and_weight() -> None:
         averager.step = 2
         averager.record_samples(comm.rank + 1)
         assert averager.average_parameters(arena, [along])
-        seen = [values_of(arena)[0], float(along.values[0])]
+        seen = [arena.flat.tolist()[0], float(along.values[0])]
         averager.average_parameters(arena, [along])
         averager.flush(arena, [along])
-        return seen, [values_of(arena)[0], float(along.values[0])], along.before
+        return seen, [arena.flat.tolist()[0], float(along.values[0])], along.before
 
     first, second, third = run_threads(3, work, hosts="2+1")
     mean, pooled = 2 / 3, (2 + 2 * 3) / 6
@@ -408,61 +240,3 @@ def test_what_goes_along_joins_every_round_with_its_group_and_weight() -> None:
 
 def test_repr_shows_the_schedule() -> None:
     assert repr(ModelAverager(every(3), solo())) == "ModelAverager(every(3))"
-
-
-def test_one_average_of_plain_arrays_in_place() -> None:
-    def work(comm: Communicator) -> list[list[float]]:
-        base = np.zeros((3, 4))
-        strided = base[:, ::2]
-        strided[...] = comm.rank
-        plain = np.full((2, 2), 4.0 * comm.rank, np.float32)
-        average_parameters([plain, strided], comm)
-        assert base[:, 1::2].tolist() == [[0.0] * 2] * 3
-        return [plain.reshape(-1).tolist(), strided.reshape(-1).tolist()]
-
-    assert run_threads(3, work) == [[[4.0] * 4, [1.0] * 6]] * 3
-
-
-def test_one_average_of_an_arena_its_gradients_or_a_mapping() -> None:
-    def work(comm: Communicator) -> None:
-        arena = filled(comm, comm.rank)
-        arena.grad.flat[...] = 10.0 * comm.rank
-        average_parameters(arena)
-        average_parameters(arena.grad, comm)
-        named = {"a": np.array(3.0 * comm.rank)}
-        average_parameters(named, comm)
-        assert arena.flat.tolist() == [1.0] * 3
-        assert arena.grad.flat.tolist() == [10.0] * 3
-        assert named["a"] == 3.0
-
-    run_threads(3, work)
-
-
-def test_one_average_by_no_member_changes_nothing() -> None:
-    array = np.ones(2)
-    average_parameters([array], NON_MEMBER)
-    assert array.tolist() == [1, 1]
-
-
-@pytest.mark.parametrize(
-    ("params", "error", "message"),
-    [
-        ([np.zeros(2, int)], TypeError, "must be one of float16"),
-        ([], ValueError, "at least one"),
-        (3.0, TypeError, "params must be arenas or numpy arrays, got 3.0"),
-        ([[1.0]], TypeError, "must be a plain numpy array, got a list"),
-    ],
-)
-def test_one_average_of_invalid_arrays_is_an_error_on_all(
-    params: Any, error: type[Exception], message: str
-) -> None:
-    def work(comm: Communicator) -> None:
-        average_parameters(params if comm.rank == 1 else [np.zeros(2)], comm)
-
-    assert_named_by_all(outcomes(2, work), error, message, "params")
-
-
-def test_one_average_of_different_arrays_is_an_error_on_all() -> None:
-    for outcome in outcomes(2, lambda comm: average_parameters([np.zeros(2 + comm.rank)], comm)):
-        assert isinstance(outcome, MismatchError)
-        assert "array 0 float64[2] on rank 0; array 0 float64[3] on rank 1" in str(outcome)

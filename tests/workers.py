@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd import Communicator, MismatchError, run_threads
+from localsgd import Arena, Communicator, LocalSGD, MismatchError, optim, run_threads
 
 Array = NDArray[Any]
 
@@ -58,6 +58,47 @@ def gradient(rank: int, step: int, values: Array) -> Array:
 
 def initial_values() -> dict[str, Array]:
     return {"w": np.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": np.array([0.5, -0.25])}
+
+
+def filled(comm: Communicator, value: float) -> Arena:
+    """Three numbers of this value."""
+    return Arena({"w": np.full(2, value, float), "b": np.array(value, float)}, comm, start="keep")
+
+
+def begin(comm: Communicator, period: int, **options: Any) -> tuple[LocalSGD, Arena]:
+    """A worker's training, whose only parameter x begins at 0 and moves by the gradient."""
+    arena = Arena({"x": np.zeros(1)}, comm)
+    return LocalSGD(optim.SGD(arena, lr=1.0), period, **options), arena
+
+
+def drift(training: LocalSGD, arena: Arena, speed: float) -> None:
+    """One step that moves this worker by ``speed``."""
+    arena.grad["x"] -= speed
+    training.step()
+
+
+def train(
+    training: Any, arena: Arena, first: int, last: int, *, rank: int | None = None
+) -> np.ndarray:
+    """Parameters after each of these steps, shape (steps, n), with the gradients of a rank."""
+    seen = []
+    for step in range(first, last + 1):
+        who = arena.comm.rank if rank is None else rank
+        arena.grad.flat[...] = gradient(who, step, arena.flat)
+        training.step()
+        seen.append(arena.flat.copy())
+    return np.array(seen)
+
+
+def continued(
+    training: LocalSGD, arena: Arena, build: Callable[[Communicator], tuple[LocalSGD, Arena]]
+) -> tuple[LocalSGD, Arena]:
+    """A training built anew that goes on where this one stands."""
+    resumed, place = build(arena.comm)
+    resumed.load_state_dict(training.state_dict())
+    for name, array in arena.items():
+        place[name] = array
+    return resumed, place
 
 
 def reference(
