@@ -10,11 +10,26 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from localsgd.comm import NON_MEMBER
+from localsgd.comm import NON_MEMBER, world
 from localsgd.comm.base import Communicator
 from localsgd.comm.errors import MismatchError, name_ranks
 
 T = TypeVar("T")
+
+
+def workers_of(comm: Communicator | None) -> Communicator:
+    """The group that a user gave; None means ``localsgd.world()``.
+
+    Raises:
+        TypeError: for anything else, as a communicator of mpi4py.
+    """
+    if comm is None:
+        return world()
+    if comm is not NON_MEMBER and not hasattr(comm, "collect"):
+        raise TypeError(
+            f"comm must be a communicator of localsgd, as world() makes it, got {comm!r}"
+        )
+    return comm
 
 
 def agreed(

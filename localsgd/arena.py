@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed, first_difference
-from localsgd.comm import world
+from localsgd.agreement import agreed, first_difference, workers_of
 from localsgd.comm.base import Array, Communicator, as_bytes
 from localsgd.comm.errors import MismatchError, name_ranks
 from localsgd.layout import Layout, check_parameters
@@ -114,7 +113,7 @@ class Arena(FlatArrays):
                 ranks.
             MemoryError: on every rank, if the memory of one host does not suffice.
         """
-        self._comm = world() if comm is None else comm
+        self._comm = workers_of(comm)
 
         def prepare() -> Layout:
             check_parameters(params)

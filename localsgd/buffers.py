@@ -19,8 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed
-from localsgd.comm import world
+from localsgd.agreement import agreed, workers_of
 from localsgd.comm.arithmetic import FLOATS, INTEGERS, work_dtype
 from localsgd.comm.base import Array, Communicator
 from localsgd.layout import Layout
@@ -91,7 +90,7 @@ class Buffers(NamedViews):
             TypeError, ValueError: if this rank's values or rules are invalid.
             MismatchError: on every rank, if they differ or those of another rank are invalid.
         """
-        self._comm = world() if comm is None else comm
+        self._comm = workers_of(comm)
 
         def prepare() -> dict[str, Rule]:
             if start not in ("broadcast", "keep"):

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed, workers_of
 from localsgd.checks import checked_count, checked_flag
-from localsgd.comm import solo, world
+from localsgd.comm import solo
 from localsgd.comm.base import Communicator
 from localsgd.streams import Seed, checked_seed, require_keys, stream
 
@@ -218,8 +218,8 @@ class ShardSampler:
 
 def _group(comm: Communicator | None, rank: object, size: object) -> Communicator:
     if rank is None and size is None:
-        return world() if comm is None else comm
-    return solo() if comm is None else comm
+        return workers_of(comm)
+    return solo() if comm is None else workers_of(comm)
 
 
 def _share(comm: Communicator, rank: object, size: object) -> tuple[int, int]:

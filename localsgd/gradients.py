@@ -23,11 +23,11 @@ from typing import Literal
 
 import numpy as np
 
-from localsgd.agreement import agreed_among
+from localsgd.agreement import agreed_among, workers_of
 from localsgd.arena import Arena
 from localsgd.averagers.base import ModelAverager
 from localsgd.checks import checked_number
-from localsgd.comm import NON_MEMBER, NoWeight, world
+from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.base import Array, Communicator
 
 BLOCK = 32_768
@@ -67,7 +67,7 @@ class GradientStage:
             TypeError, ValueError: for an invalid option.
             MismatchError: on every rank, if options differ or another rank's are invalid.
         """
-        self.comm = world() if comm is None else comm
+        self.comm = workers_of(comm)
 
         def prepare() -> list[str]:
             if after not in ("host", "none"):

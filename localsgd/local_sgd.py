@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from localsgd.agreement import workers_of
 from localsgd.averagers.base import ModelAverager, agreed_schedule
 from localsgd.buffers import Buffers
 from localsgd.checks import checked_count
-from localsgd.comm import world
 from localsgd.comm.base import Array, Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
@@ -59,8 +59,9 @@ class LocalSGD(PostLocalSGDOptimizer):
         """
         if not isinstance(optim, InnerOptimizer):
             raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
-        if comm is None:
-            comm = optim.arenas[0].comm if optim.arenas else world()
+        if comm is None and optim.arenas:
+            comm = optim.arenas[0].comm
+        comm = workers_of(comm)
 
         def prepare() -> Schedule:
             together = checked_count("synchronous_steps", synchronous_steps, at_least=0)

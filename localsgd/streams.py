@@ -13,9 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from numpy.random import PCG64, Generator, SeedSequence
 
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed, workers_of
 from localsgd.checks import checked_count
-from localsgd.comm import world
 from localsgd.comm.base import Communicator
 
 Seed: TypeAlias = "int | Sequence[int]"
@@ -45,7 +44,7 @@ class RandomStreams:
             TypeError, ValueError: for an invalid seed.
             MismatchError: on every rank, if seeds differ or that of another rank is invalid.
         """
-        self._comm = world() if comm is None else comm
+        self._comm = workers_of(comm)
         words = agreed(self._comm, "seeds", lambda: checked_seed(seed), lambda w: [f"seed {w}"])
         self.shared = stream(words, "shared")
         self.own = stream(words, "own", self._comm.rank)

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from localsgd.agreement import agreed_among
+from localsgd.agreement import agreed_among, workers_of
 from localsgd.arena import Arena, Arenas, as_arenas
 from localsgd.averagers.along import Companion
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count
-from localsgd.comm import NON_MEMBER, NoWeight, world
+from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.base import Array, Communicator, Traffic, Update
 from localsgd.schedules import Schedule
 from localsgd.words import words_of
@@ -52,7 +52,7 @@ class ModelAverager:
             TypeError: if ``schedule`` has no ``due``.
             MismatchError: on every rank, if schedules differ.
         """
-        self.comm = world() if comm is None else comm
+        self.comm = workers_of(comm)
 
         def prepare() -> Schedule:
             if not isinstance(schedule, Schedule):

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from localsgd.agreement import workers_of
 from localsgd.averagers.base import ModelAverager, agreed_schedule
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count
-from localsgd.comm import NON_MEMBER, world
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.base import Communicator
 from localsgd.comm.topology import Topology
 
@@ -90,7 +91,7 @@ class HierarchicalModelAverager(ModelAverager):
                 of workers, or levels of which none is of all; no group has been made then.
             MismatchError: on every rank, if levels differ or those of another rank are invalid.
         """
-        comm = world() if comm is None else comm
+        comm = workers_of(comm)
         topology = None if comm is NON_MEMBER else comm.topology
 
         def prepare() -> Hierarchy:

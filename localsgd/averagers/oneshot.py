@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed, workers_of
 from localsgd.arena import Arena, FlatArrays
-from localsgd.comm import NON_MEMBER, world
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.base import Array, Communicator
 from localsgd.layout import check_arrays
 
@@ -33,8 +33,9 @@ def average_parameters(params: ArraysLike, comm: Communicator | None = None) -> 
         MismatchError: on every rank, if they differ in number, shape or dtype, or those of
             another rank are invalid.
     """
-    if comm is None:
-        comm = params.comm if isinstance(params, Arena) else world()
+    if comm is None and isinstance(params, Arena):
+        comm = params.comm
+    comm = workers_of(comm)
     if comm is NON_MEMBER:
         return
     for array in agreed(comm, "params", lambda: _arrays_of(params), _lines):

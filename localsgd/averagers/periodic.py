@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import warnings
 
+from localsgd.agreement import workers_of
 from localsgd.averagers.base import ModelAverager, agreed_schedule
 from localsgd.checks import caller_level
-from localsgd.comm import world
 from localsgd.comm.base import Communicator
 from localsgd.schedules import post_local
 
@@ -42,7 +42,7 @@ class PeriodicModelAverager(ModelAverager):
             MismatchError: on every rank, if the numbers differ or those of another rank are
                 invalid.
         """
-        comm = world() if comm is None else comm
+        comm = workers_of(comm)
         schedule = agreed_schedule(comm, lambda: post_local(period, warmup_steps))
         if period == 1:
             warnings.warn(
