@@ -15,7 +15,7 @@ from localsgd import (
     optim,
     run_threads,
 )
-from workers import begin
+from workers import begin, drift
 
 
 @pytest.mark.parametrize("staged", [False, True])
@@ -73,3 +73,17 @@ def test_where_all_skip_a_resumed_round_and_a_mean_are_no_errors_either() -> Non
         return seen + arena["x"].tolist()
 
     assert run_threads(2, work) == [[5.0, 5.0]] * 2
+
+
+def test_a_warmup_that_ends_with_all_skipping_is_settled_too() -> None:
+    """Samples are recorded in the warm-up only; after it, ranks move by 1 and 3, to the mean."""
+
+    def work(comm: Communicator) -> float:
+        stage = GradientStage("none", comm)
+        training, arena = begin(comm, 1, synchronous_steps=1, gradients=stage)
+        training.record_samples(4)
+        training.skip_step()
+        drift(training, arena, 1.0 + 2.0 * comm.rank)
+        return float(arena["x"][0])
+
+    assert run_threads(2, work) == [2.0, 2.0]
