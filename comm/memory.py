@@ -2,8 +2,9 @@
 
 Each block is a memfd of its owner, which neighbours open through ``/proc/PID/fd``: nothing to
 unlink, readable after the owner's death, freed with the last mapping, and not limited by the size
-of ``/dev/shm``. Ranks that are threads of one process find each other's blocks in a table. A memfd
-that exceeds memory wakes the OOM killer instead of failing, so that is looked at first.
+of ``/dev/shm``. So do ranks that are threads of one process: an array on a neighbour's own would
+keep its block alive, and the neighbour's array on this one's this block. A memfd that exceeds
+memory wakes the OOM killer instead of failing, so that is looked at first.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import mmap
 import os
 import sys
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeAlias
-from weakref import WeakValueDictionary, finalize
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ from .hugepages import begin_huge, map_shared, unmap
 Address: TypeAlias = tuple[int, int]
 Bytes: TypeAlias = NDArray[np.uint8]
 
-_OWN: WeakValueDictionary[int, Bytes] = WeakValueDictionary()
-_LOCK = Lock()
 _RESERVE_BYTES = 64 << 20
 
 
@@ -46,8 +44,6 @@ def create_block(nbytes: int) -> tuple[Bytes, Address]:
     except BaseException:
         os.close(fd)
         raise
-    with _LOCK:
-        _OWN[fd] = block
     finalize(block, os.close, fd).atexit = False
     return block[:nbytes], (os.getpid(), fd)
 
@@ -59,9 +55,6 @@ def open_block(address: Address, nbytes: int) -> Bytes:
         OSError: if this process may not, or cannot, map them.
     """
     pid, fd = address
-    if pid == os.getpid():
-        with _LOCK:
-            return _OWN[fd][:nbytes]
     opened = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
         return _mapped(opened, max(nbytes, 1))[:nbytes]

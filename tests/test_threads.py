@@ -115,14 +115,35 @@ def test_memory_that_the_host_does_not_have_is_an_error_on_every_rank() -> None:
         run_threads(3, body, hosts=hosts)
 
 
-def test_memory_is_given_back_when_the_workers_are_done() -> None:
-    def mapped() -> int:
-        gc.collect()
-        return Path("/proc/self/maps").read_text().count("memfd:localsgd")
+def mapped() -> int:
+    """How many blocks this process maps."""
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("memfd:localsgd")
 
+
+def test_memory_is_given_back_when_the_workers_are_done() -> None:
     before = mapped()
     run_threads(3, lambda comm: comm.allocate(100_000, np.float64).sum())
     assert mapped() == before
+
+
+def test_memory_is_given_back_when_all_workers_have_dropped_it() -> None:
+    def body(comm: Communicator) -> None:
+        def count() -> int:
+            comm.barrier()
+            found = mapped()
+            comm.barrier()
+            return found
+
+        before = count()
+        for _ in range(3):
+            buffer = comm.allocate(100_000, np.float64)
+            comm.allreduce(buffer, "sum")
+            assert count() > before
+            del buffer
+            assert count() == before
+
+    run_threads(3, body)
 
 
 @pytest.mark.parametrize("hosts", ["2", "1+1"])
