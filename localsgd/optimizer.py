@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from localsgd.agreement import agreed_among
 from localsgd.averagers.along import Companion
 from localsgd.averagers.base import ModelAverager
 from localsgd.buffers import Buffers
@@ -23,12 +22,10 @@ from localsgd.comm import NON_MEMBER
 from localsgd.gradients import GradientStage, divide
 from localsgd.loading import load_together
 from localsgd.lr import Rate, apply_rate
+from localsgd.options import companions
 from localsgd.parts import Averager, InnerOptimizer, Stateful
-from localsgd.state import Policy, check_policy, state_companion
+from localsgd.state import Policy
 from localsgd.uneven import Kind, UnevenEnds, Without
-from localsgd.words import words_of
-
-OPTIONS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
 
 
 class PostLocalSGDOptimizer:
@@ -84,30 +81,12 @@ class PostLocalSGDOptimizer:
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
-        given = {"gradients": gradients, "buffers": buffers, "rate": rate}
-        has_options = state != "local" or any(option is not None for option in given.values())
-        # Without options, too: another rank may have some.
+        has_options = state != "local" or any(
+            option is not None for option in (gradients, buffers, rate)
+        )
         if has_options or isinstance(averager, ModelAverager):
-            core = self._core("options")
-
-            def prepare() -> list[str]:
-                check_policy(state, optim)
-                for name, option in given.items():
-                    if option is not None and not isinstance(option, OPTIONS[name]):
-                        raise TypeError(
-                            f"{name} must be a {OPTIONS[name].__name__}, got {option!r}"
-                        )
-                if gradients is not None and gradients.comm is not core.comm:
-                    raise ValueError(
-                        "gradients must be averaged among the averager's workers, got "
-                        f"{gradients.comm!r} and {core.comm!r}"
-                    )
-                words = [f"{name}={words_of(option)}" for name, option in given.items()]
-                return [f"state={state!r}", *words]
-
-            agreed_among(core.comm, "options", prepare, lambda lines: lines)
-            companions = (state_companion(state, optim), buffers)
-            self._along = [entry for entry in companions if entry is not None]
+            comm = self._core("options").comm
+            self._along = companions(comm, optim, state, gradients, buffers, rate)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

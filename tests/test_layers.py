@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"localsgd.arena"},
     {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
     {"localsgd.state", "localsgd.buffers", "localsgd.gradients", "localsgd.parts"},
-    {"localsgd.uneven", "localsgd.loading"},
+    {"localsgd.options", "localsgd.uneven", "localsgd.loading"},
     {"localsgd.optimizer"},
     {"localsgd.local_sgd"},
     {"localsgd"},
