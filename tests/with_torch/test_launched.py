@@ -33,7 +33,14 @@ def test_under_mpirun(hosts: str) -> None:
     passes(launch, ranks, LOCALSGD_HOSTS=hosts)
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
 @pytest.mark.parametrize("ranks", [2])
 def test_under_torchrun(ranks: int) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    passes([sys.executable, *launch], ranks)
+    passes([*TORCHRUN, str(ranks)], ranks)
+
+
+def test_under_torchrun_that_a_launcher_of_mpi_has_started() -> None:
+    """``srun torchrun``: the variables are those of the process of torchrun itself."""
+    passes([*TORCHRUN, "3"], 3, PMIX_RANK="0", PMI_RANK="0", PMI_SIZE="1")
