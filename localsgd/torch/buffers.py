@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from localsgd.buffers import Buffers, Rule, Variance
 from localsgd.comm.arithmetic import FLOATS, INTEGERS
 from localsgd.comm.base import Communicator
-from localsgd.torch.forms import Form, as_array
+from localsgd.torch.forms import Form, Home, as_array
 from localsgd.torch.places import bring, take, wait_for_devices
 
 
@@ -28,7 +28,7 @@ class _Member:
 
     module: ref[nn.Module]
     key: str
-    home: Tensor
+    home: Home
 
 
 class ModuleBuffers:
@@ -60,11 +60,11 @@ class ModuleBuffers:
         )
         self._members = []
         for name, (module, key, buffer) in found.items():
-            home = forms[name].tensor(self._buffers[name])
+            home = Home(forms[name], self._buffers[name])
             self._members.append(_Member(ref(module), key, home))
             take(buffer, home)
             if buffer.device.type == "cpu":
-                buffer.data = home
+                buffer.data = home.tensor
 
     @property
     def rules(self) -> Mapping[str, Rule]:
@@ -89,7 +89,7 @@ class ModuleBuffers:
             take(buffer, home)
         wait_for_devices(buffer for buffer, _ in pairs)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self) -> Iterator[tuple[Tensor, Home]]:
         """Every buffer as it is now, since modules may put another tensor there, and its home."""
         for member in self._members:
             buffer = getattr(member.module(), member.key, None)
