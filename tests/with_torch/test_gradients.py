@@ -264,6 +264,29 @@ def test_a_parameter_that_came_later_is_an_error() -> None:
         model(1.0).backward()
 
 
+def test_a_step_without_a_pass_of_the_stages_parameters_is_an_error() -> None:
+    """All of them replaced: no gradient would ever be averaged, and nobody would know."""
+    model, averager = Scaled(), averager_of(solo())
+    stage = ours.GradientStage(model, averager)
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(values, assign=True)
+    inner = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = ours.PostLocalSGDOptimizer(inner, averager, gradients=stage)
+    model(1.0).backward()
+    with pytest.raises(ValueError, match="'a' must require a gradient when the stage is made"):
+        optimizer.step()
+    assert model.a.tolist() == [0.0] * 3
+    assert averager.step == 0
+
+
+def test_a_model_of_another_dtype_than_its_stage_is_an_error() -> None:
+    model = nn.Linear(2, 1)
+    ours.GradientStage(model, averager_of(solo()))
+    model.double()
+    with pytest.raises(TypeError, match=r"must be of torch.float32.* got one of torch.float64"):
+        model(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
+
+
 def test_passes_within_passes_are_refused() -> None:
     from torch.utils.checkpoint import checkpoint
 

@@ -120,6 +120,19 @@ def test_a_state_dict_is_the_inner_one_with_the_step() -> None:
     assert other.param_groups[0]["lr"] == 0.5
 
 
+def test_a_plain_optimizer_does_not_keep_the_step() -> None:
+    """C20: what a plain optimizer saves later was not saved at that step."""
+    model, optimizer = wrapped()
+    train(model, optimizer, 3)
+    saved = optimizer.state_dict()
+    assert saved["param_groups"] == optimizer.optim.state_dict()["param_groups"]
+    plain = torch.optim.SGD(model.parameters(), lr=0.5)
+    plain.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="does not contain a step counter"):
+        optimizer.load_state_dict(plain.state_dict())
+    assert optimizer.averager.step == 0
+
+
 def test_torchs_checkpoints_load_into_ours_and_ours_into_torchs() -> None:
     """C20, with torch's own wrapper."""
 
@@ -430,6 +443,48 @@ def test_any_averager_works() -> None:
         return param.item(), optimizer.state_dict()["step"]
 
     assert run_ranks(2, body) == [(0.5, 1)] * 2
+
+
+class Plain:
+    """Somebody's own optimizer: what torch's wrapper needs of one, and no more."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        self.param_groups = [{"params": params, "lr": 0.5}]
+        self.state: dict[Any, Any] = {}
+
+    def step(self) -> None:
+        for param in self.param_groups[0]["params"]:  # type: ignore[attr-defined]
+            param.detach().sub_(0.5 * param.grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for param in self.param_groups[0]["params"]:  # type: ignore[attr-defined]
+            param.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": {}, "param_groups": [{"lr": 0.5, "params": [0]}]}
+
+    def load_state_dict(self, state_dict: Any) -> None: ...
+
+
+def test_an_optimizer_need_not_be_torchs_but_must_be_one() -> None:
+    def body(rank: int) -> Any:
+        found = []
+        for wrapper, averager in (
+            (ours.PostLocalSGDOptimizer, ours.PeriodicModelAverager(2)),
+            (TorchOptimizer, torch_averagers.PeriodicModelAverager(2)),
+        ):
+            param = Parameter(torch.zeros(1))
+            optimizer: Any = wrapper(Plain([param]), averager)  # type: ignore[arg-type]
+            param.grad = torch.full((1,), 1.0 + rank)
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.load_state_dict(optimizer.state_dict())
+            found.append((param.item(), averager.step, param.grad))
+        return found
+
+    assert run_ranks(2, body) == [[(-0.75, 1, None)] * 2] * 2
+    with pytest.raises(TypeError, match="optim must be an optimizer, with param_groups, got Lin"):
+        ours.PostLocalSGDOptimizer(linear(), ours.PeriodicModelAverager(2, 0, solo()))  # type: ignore[arg-type]
 
 
 def test_flush_averages_now() -> None:
