@@ -2,7 +2,8 @@
 
 A batch normalisation's running variances belong to its running means, so the variance of all
 workers' data together comes out. Floats otherwise are averaged, counters become the largest of
-all; masks and other buffers that have no average stay each worker's own.
+all; masks, of booleans or of infinities, and other buffers that have no average stay each worker's
+own.
 """
 
 from __future__ import annotations
@@ -120,11 +121,11 @@ def _has_average(dtype: torch.dtype) -> bool:
 
 
 def _variances(model: nn.Module, names: set[str]) -> dict[str, Rule]:
-    """The rules of running variances that stand beside running means, as in normalisations."""
+    """The rules of running means and variances that stand side by side, as in normalisations."""
     rules: dict[str, Rule] = {}
     for prefix, _ in model.named_modules():
         path = f"{prefix}." if prefix else ""
         mean, variance = f"{path}running_mean", f"{path}running_var"
         if mean in names and variance in names:
-            rules[variance] = Variance(mean=mean)
+            rules |= {mean: "mean", variance: Variance(mean=mean)}
     return rules

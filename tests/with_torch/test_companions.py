@@ -94,6 +94,45 @@ def test_other_buffers_have_rules_of_their_own() -> None:
         assert found == [1.5, 3, 1.0 + rank, rank == 0, 1.5]
 
 
+def test_a_mask_of_infinities_stays_what_it_is() -> None:
+    """The causal mask of transformers; its mean would be NaN, and every loss from then on."""
+
+    def body(comm: Any) -> Any:
+        model = nn.Linear(1, 1)
+        mask = nn.Transformer.generate_square_subsequent_mask(3)
+        model.register_buffer("mask", mask.clone())
+        model.register_buffer("scale", torch.tensor([1.0 + comm.rank]))
+        adopted = ours.adopt(model, comm, start="keep")
+        optimizer = ours.PostLocalSGDOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            averager_of(comm),
+            buffers=adopted.buffers,
+        )
+        optimizer.step()
+        return torch.equal(model.mask, mask), model.scale.item()
+
+    assert run_threads(3, body) == [(True, 2.0)] * 3
+
+
+def test_statistics_that_are_not_finite_reach_all() -> None:
+    """A diverged model does not look like a sound one, and can be adopted."""
+
+    def body(comm: Any) -> Any:
+        model = nn.BatchNorm1d(2)
+        model.running_mean[0] = float("nan")
+        adopted = ours.adopt(model, comm)
+        optimizer = ours.PostLocalSGDOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            averager_of(comm),
+            buffers=adopted.buffers,
+        )
+        model.running_mean[1] = 2.0 * comm.rank
+        optimizer.step()
+        return [str(value) for value in model.running_mean.tolist()]
+
+    assert run_threads(2, body) == [["nan", "1.0"]] * 2
+
+
 def test_identical_replicas_keep_the_bits_of_their_buffers() -> None:
     def body(comm: Any) -> bool:
         model = nn.BatchNorm1d(1000)
