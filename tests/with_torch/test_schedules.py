@@ -66,12 +66,13 @@ def test_periodic_fires_in_torchs_steps(period: int, warmup: int, expected: list
         ({4: 4}, 13, {16: 4, 20: 4}),
         ({8: 2, 4: 2, 2: 4}, 0, {0: 4, 2: 4, 4: 4, 6: 4, 8: 4}),
         ({2: 2, 3: 4}, 0, {0: 4, 2: 2, 3: 4, 4: 2, 6: 4, 8: 2}),
+        ({2: 1, 4: 4}, 0, {0: 4, 4: 4, 8: 4}),
     ],
 )
 def test_hierarchies_fire_in_torchs_steps(
     levels: dict[int, int], warmup: int, expected: dict[int, int]
 ) -> None:
-    """C1 and C8: rules H6, H9, with keys that descend and keys that do not divide."""
+    """C1 and C8: rules H6, H9 and H11, with keys that descend and keys that do not divide."""
     steps = max(expected) + 1
 
     def body(rank: int) -> Any:
@@ -170,6 +171,21 @@ def test_a_rank_outside_counts_and_changes_nothing() -> None:
         assert results == [(3, expected[rank])] * 2
 
 
+def test_a_rank_outside_of_a_hierarchy_takes_no_part_and_spoils_no_group() -> None:
+    """H12: torch raises there, and the next group of all times out where it was left out."""
+
+    def body(rank: int) -> Any:
+        averager = lt.HierarchicalModelAverager({1: 1, 2: 2}, 0, dist.new_group([0, 1]))
+        param = parameter(float(rank))
+        for _ in range(3):
+            averager.average_parameters([param])
+        other = torch.ones(1)
+        dist.all_reduce(other, group=dist.new_group([0, 1, 2]))
+        return averager.step, param[0].item(), other.item()
+
+    assert run_ranks(3, body) == [(3, 0.5, 3.0), (3, 0.5, 3.0), (3, 2.0, 3.0)]
+
+
 @pytest.mark.parametrize("kind", [lt.PeriodicModelAverager, torch_averagers.PeriodicModelAverager])
 def test_periodic_arguments_are_checked_in_torchs_order(kind: Any) -> None:
     """C4."""
@@ -264,8 +280,10 @@ def test_ranks_that_stand_at_different_steps_get_an_error_on_every_rank() -> Non
         for _ in range(3):
             averager.average_parameters([param])
         averager.step += 1 + 4 * comm.rank
+        before = averager.step
         with pytest.raises(MismatchError) as error:
             averager.average_parameters([param])
+        assert averager.step == before
         return str(error.value)
 
     for message in run_threads(2, body):
