@@ -111,6 +111,7 @@ def test_a_step_left_out_by_hand_is_counted() -> None:
             param.grad = torch.ones(1)
             if (comm.rank, step) == (0, 1):
                 optimizer.skip_step()
+                assert param.grad is None
             else:
                 optimizer.step()
         return param.item(), averager.step
