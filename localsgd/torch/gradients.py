@@ -245,15 +245,16 @@ class GradientStage:
         assert found is not None
         if found.layout is not torch.strided:
             raise TypeError(f"gradients must be dense to be averaged, got one of {found.layout}")
+        if home.holds(found):
+            return
         if found.dtype != home.tensor.dtype:
             raise TypeError(
                 f"gradients must be of {home.tensor.dtype}, as their parameters when the stage was "
                 f"made, got one of {found.dtype}"
             )
-        if not home.holds(found):
-            home.tensor.copy_(found.detach(), non_blocking=True)
-            if found.device.type == "cpu":
-                param.grad = home.tensor
+        home.tensor.copy_(found.detach(), non_blocking=True)
+        if found.device.type == "cpu":
+            param.grad = home.tensor
 
     def _check_trainable(self) -> None:
         model = self._model()
