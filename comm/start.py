@@ -16,8 +16,11 @@ _WORLDS: dict[tuple[object, ...], Group] = {}
 def launched_by_mpi() -> bool:
     """Whether an MPI launcher started this process.
 
-    ``SLURM_PROCID`` does not tell: a plain batch script has it, too.
+    ``SLURM_PROCID`` does not tell: a plain batch script has it, too. What ``torchrun`` starts has
+    the variables of the launcher that started ``torchrun``, and is no process of MPI.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
     return any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK"))
 
 

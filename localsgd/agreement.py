@@ -51,13 +51,24 @@ def agreed(
         MismatchError: on every rank, naming the first line that differs and the ranks, or the
             ranks whose input was invalid.
     """
+    return agreed_beside(comm, what, prepare, lines, lambda _: ())[0]
+
+
+def agreed_beside(
+    comm: Communicator,
+    what: str,
+    prepare: Callable[[], T],
+    lines: Callable[[T], Sequence[str]],
+    beside: Callable[[T], Sequence[str]],
+) -> tuple[T, bool]:
+    """``agreed``, and whether what ``beside`` describes is equal on every rank as well."""
     try:
         value = prepare()
-        described = list(lines(value))
+        described, aside = list(lines(value)), list(beside(value))
     except Exception as error:
         comm.collect({"invalid": f"{type(error).__name__}: {error}"})
         raise
-    reports = comm.collect({"digest": _digest(described)})
+    reports = comm.collect({"digest": _digest(described), "beside": _digest(aside)})
     invalid = [rank for rank, report in enumerate(reports) if "invalid" in report]
     if invalid:
         raise MismatchError(
@@ -68,7 +79,7 @@ def agreed(
         raise MismatchError(
             f"{what} must be equal on every rank, got {first_difference(comm.collect(described))}"
         )
-    return value
+    return value, all(report["beside"] == reports[0]["beside"] for report in reports)
 
 
 def agreed_among(

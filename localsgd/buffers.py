@@ -80,8 +80,9 @@ class Buffers(NamedViews):
 
         Args:
             values: names and initial values, floats or integers; not used afterwards.
-            rules: of those buffers that are to have another than "mean" for floats and "max"
-                for integers.
+            rules: of those buffers that are to have another than "max" for integers, "mean" for
+                floats, and "keep" for floats of which any is not finite, as in a mask of -inf:
+                the mean of infinities is NaN.
             comm: the workers that hold this model; None means ``localsgd.world()``.
             start: "broadcast" gives all workers the values of rank 0, except under "keep";
                 "keep" leaves each its own.
@@ -232,7 +233,7 @@ def _checked_rules(
                 f"buffer {name!r} must be of floats or integers, the dtypes that rules "
                 f"'mean', 'max' and 'keep' cover, got {array.dtype}"
             )
-        rule = given.get(name, "mean" if array.dtype in FLOATS else "max")
+        rule = given.get(name, _default_rule(array))
         if not isinstance(rule, Variance) and rule not in ("mean", "max", "keep"):
             raise ValueError(
                 f"the rule of buffer {name!r} must be 'mean', 'max', 'keep' or a Variance, "
@@ -247,6 +248,12 @@ def _checked_rules(
         if isinstance(rule, Variance):
             _check_mean_of(name, rule, values, checked)
     return checked
+
+
+def _default_rule(array: NDArray[Any]) -> Rule:
+    if array.dtype in INTEGERS:
+        return "max"
+    return "mean" if np.isfinite(array).all() else "keep"
 
 
 def _check_mean_of(

@@ -178,7 +178,8 @@ class OptimizerState(MeanState):
 def _neighbours_as_one(buffers: Sequence[Array]) -> list[Array]:
     """The same memory in as few arrays as can be: one for what follows each other in memory."""
     found: list[Array] = []
-    for buffer in buffers:
+    # numpy puts views of no elements at the beginning of what they are views of.
+    for buffer in (buffer for buffer in buffers if buffer.size):
         last = found[-1] if found else buffer
         end, root = address_of(last) + last.nbytes, buffer.base
         follows = address_of(buffer) == end and last.dtype == buffer.dtype

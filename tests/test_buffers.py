@@ -150,6 +150,22 @@ def test_defaults_are_the_mean_of_floats_and_the_largest_integer() -> None:
     assert repr(buffers) == "Buffers(f[2]: mean, i[2]: max)"
 
 
+def test_buffers_that_are_not_finite_are_kept_unless_told_otherwise() -> None:
+    """A mask of -inf has no mean but NaN; in every float that there is."""
+    for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+        values = {name: np.array([0.0, -np.inf], dtype) for name in ("mask", "told")}
+        values["finite"] = np.zeros(2, dtype)
+        rules = Buffers(values, {"told": "mean"}, solo()).rules
+        assert rules == {"mask": "keep", "told": "mean", "finite": "mean"}
+
+    def work(comm: Communicator) -> None:
+        value = np.array([-np.inf if comm.rank else 0.0])
+        with pytest.raises(MismatchError, match="rule mean on rank 0; .* rule keep on rank 1"):
+            Buffers({"mask": value}, comm=comm)
+
+    run_threads(2, work)
+
+
 def test_all_workers_start_from_rank_0_but_where_each_keeps_its_own() -> None:
     def work(comm: Communicator) -> list[float]:
         values = {"a": np.full(1, float(comm.rank + 1)), "own": np.full(1, float(comm.rank))}

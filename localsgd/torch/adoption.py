@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from localsgd.arena import Arena
 from localsgd.buffers import Rule
 from localsgd.comm.base import Communicator
 from localsgd.torch.buffers import ModuleBuffers, has_averaged_buffers
@@ -50,8 +51,8 @@ def adopt(
 
     The parameters that require a gradient and the buffers that have an average move once and then
     stay: same objects, same memory format, tied weights tied. Gradients get places from a
-    ``GradientStage``, which alone needs them there. Once a model has been adopted this returns
-    what it returned then.
+    ``GradientStage``, which alone needs them there. For a model that has been adopted this returns
+    what it returned then, unless its parameters are others by now: new ones get places, too.
 
     Args:
         model: alike on all ranks in names, shapes, dtypes and memory formats.
@@ -73,21 +74,32 @@ def adopt(
         raise ValueError(f"start must be one of {get_args(Start)}, got {start!r}")
     comm = communicator(process_group)
     known = _ADOPTED.get(model)
-    if known is not None:
-        if known.comm is not comm:
-            raise ValueError(f"model must have been adopted by {comm}, got one of {known.comm}")
+    if known is not None and known.comm is not comm:
+        raise ValueError(
+            f"model must have been adopted by this communicator, {comm}, got one of another, "
+            f"{known.comm}"
+        )
+    params = placed(lambda: _trainable(model), comm, None if known is None else known.params)
+    if known is not None and params is known.params:
         return known
-    params = placed(lambda: _trainable(model), comm)
     if start == "broadcast":
         params.bring()
-        for arena in params.arenas:
+        for arena in params.arenas if known is None else _new_arenas(params, known.params):
             comm.broadcast(arena.flat, 0)
         params.take()
-    buffers = None
-    if any(comm.collect(has_averaged_buffers(model))):
-        buffers = ModuleBuffers(model, comm, rules or {}, start)
+    if known is not None:
+        buffers = known.buffers
+    else:
+        with_buffers = any(comm.collect(has_averaged_buffers(model)))
+        buffers = ModuleBuffers(model, comm, rules or {}, start) if with_buffers else None
     _ADOPTED[model] = Adopted(comm, params, buffers)
     return _ADOPTED[model]
+
+
+def _new_arenas(params: Placed, before: Placed) -> list[Arena]:
+    """What holds the parameters that have come since."""
+    known = {id(arena) for arena in before.whole_arenas}
+    return [arena for arena in params.whole_arenas if id(arena) not in known]
 
 
 def _trainable(model: nn.Module) -> Mapping[str, Tensor]:

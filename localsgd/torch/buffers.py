@@ -2,7 +2,8 @@
 
 A batch normalisation's running variances belong to its running means, so the variance of all
 workers' data together comes out. Floats otherwise are averaged, counters become the largest of
-all; masks and other buffers that have no average stay each worker's own.
+all; masks, of booleans or of infinities, and other buffers that have no average stay each worker's
+own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from localsgd.buffers import Buffers, Rule, Variance
 from localsgd.comm.arithmetic import FLOATS, INTEGERS
 from localsgd.comm.base import Communicator
-from localsgd.torch.forms import Form, as_array
+from localsgd.torch.forms import Form, Home, as_array
 from localsgd.torch.places import bring, take, wait_for_devices
 
 
@@ -28,7 +29,7 @@ class _Member:
 
     module: ref[nn.Module]
     key: str
-    home: Tensor
+    home: Home
 
 
 class ModuleBuffers:
@@ -60,11 +61,11 @@ class ModuleBuffers:
         )
         self._members = []
         for name, (module, key, buffer) in found.items():
-            home = forms[name].tensor(self._buffers[name])
+            home = Home(forms[name], self._buffers[name])
             self._members.append(_Member(ref(module), key, home))
             take(buffer, home)
             if buffer.device.type == "cpu":
-                buffer.data = home
+                buffer.data = home.tensor
 
     @property
     def rules(self) -> Mapping[str, Rule]:
@@ -89,7 +90,7 @@ class ModuleBuffers:
             take(buffer, home)
         wait_for_devices(buffer for buffer, _ in pairs)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self) -> Iterator[tuple[Tensor, Home]]:
         """Every buffer as it is now, since modules may put another tensor there, and its home."""
         for member in self._members:
             buffer = getattr(member.module(), member.key, None)
@@ -120,11 +121,11 @@ def _has_average(dtype: torch.dtype) -> bool:
 
 
 def _variances(model: nn.Module, names: set[str]) -> dict[str, Rule]:
-    """The rules of running variances that stand beside running means, as in normalisations."""
+    """The rules of running means and variances that stand side by side, as in normalisations."""
     rules: dict[str, Rule] = {}
     for prefix, _ in model.named_modules():
         path = f"{prefix}." if prefix else ""
         mean, variance = f"{path}running_mean", f"{path}running_var"
         if mean in names and variance in names:
-            rules[variance] = Variance(mean=mean)
+            rules |= {mean: "mean", variance: Variance(mean=mean)}
     return rules

@@ -1,8 +1,8 @@
 """What torch.distributed.checkpoint does to an optimizer, and what the wrapper does about it.
 
 It keeps state and groups of a state dict and nothing else, so the averager's step travels in a
-group, too. And it makes an optimizer create its state by a step with learning rate and gradients
-0, before it saves or loads, which is no step of training.
+group when it asks. And it makes an optimizer create its state by a step with learning rate and
+gradients 0, before it saves or loads, which is no step of training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ _STEP = "averager_step"
 _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
-def with_mark(state_dict: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The state dict with the averager's step in its first group as well."""
+def with_mark(state_dict: dict[str, Any], step: int) -> dict[str, Any]:
+    """The state dict, if it is for a checkpoint with the averager's step in its first group.
+
+    Elsewhere a plain optimizer that loads it would keep the step, and save it at another one.
+    """
+    if not _called_by_checkpoint(sys._getframe(2)):
+        return state_dict
     groups = state_dict["param_groups"]
     marked = [{**groups[0], _STEP: step}, *groups[1:]] if groups else groups
     return {**state_dict, "param_groups": marked}
@@ -40,7 +45,10 @@ def makes_state(param_groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the step that is being taken serves to create state alone."""
     if any(group.get("lr", 1) != 0 for group in param_groups):
         return False
-    frame: FrameType | None = sys._getframe(2)
+    return _called_by_checkpoint(sys._getframe(2))
+
+
+def _called_by_checkpoint(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_globals.get("__name__") != _CHECKPOINT:
         frame = frame.f_back
     return frame is not None

@@ -77,6 +77,13 @@ class Form:
         parts = (2,) if self.dtype.is_complex else ()
         return (*(self.shape[dim] for dim in self.order), *parts)
 
+    def orders(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this shape has its elements in this order."""
+        mine, its = (
+            [dim for dim in form.order if self.shape[dim] > 1] for form in (self, Form.of(tensor))
+        )
+        return mine == its
+
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         rows = "" if self.order == tuple(range(len(self.order))) else f" in order {self.order}"
@@ -102,3 +109,28 @@ class Form:
             laid = torch.view_as_complex(laid)
         back = sorted(range(len(self.order)), key=lambda place: self.order[place])
         return laid.permute(back)
+
+
+class Home:
+    """Memory in which a tensor of a form lies, or of which it is a copy on another device.
+
+    Storages can be moved away from it: ``share_memory_`` and the queues of torch.multiprocessing
+    do that, to all tensors that share one. What counts is therefore the address.
+    """
+
+    def __init__(self, form: Form, array: Array) -> None:
+        """Takes memory of ``form.array_shape``."""
+        self._form, self._array = form, array
+        self._tensor = form.tensor(array)
+        self._address = self._tensor.data_ptr()
+
+    @property
+    def tensor(self) -> Tensor:
+        """A tensor on this memory, shaped as the form; tensors that lie here share its storage."""
+        if self._tensor.data_ptr() != self._address:
+            self._tensor = self._form.tensor(self._array)
+        return self._tensor
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this form lies here."""
+        return tensor.data_ptr() == self._address

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -26,34 +25,18 @@ from localsgd import averagers as core
 from localsgd.agreement import agreed
 from localsgd.checks import checked_count
 from localsgd.comm import NoWeight
-from localsgd.comm.base import Array, Communicator, Request
+from localsgd.comm.base import Communicator
 from localsgd.gradients import warmup_of
 from localsgd.torch.adapting import CoreAverager
 from localsgd.torch.adoption import adopt
+from localsgd.torch.blocks import Block, blocks_of
 from localsgd.torch.groups import of_host
 from localsgd.torch.pinned import pin
-from localsgd.torch.places import Placed, wait_for_devices
+from localsgd.torch.places import wait_for_devices
 
 After = Literal["host", "none"]
 
 _STAGES: WeakKeyDictionary[nn.Module, GradientStage] = WeakKeyDictionary()
-
-
-@dataclass
-class _Block:
-    """Neighbouring gradients of one dtype that are reduced together.
-
-    Attributes:
-        memory: theirs in the arena, shape ``(n,)``.
-        params: theirs.
-        missing: those whose gradients the backward pass has not completed yet.
-        request: the reduction, once begun.
-    """
-
-    memory: Array
-    params: list[Tensor]
-    missing: set[int] = field(default_factory=set)
-    request: Request | None = None
 
 
 class GradientStage:
@@ -113,10 +96,10 @@ class GradientStage:
                 pin(arena.grad.flat)
         self._model = ref(model)
         self._homes = {id(param): place.gradient() for param, place in params}
-        self._blocks = _blocks(params, block_bytes)
+        self._blocks = blocks_of(params, block_bytes)
         self._block_of = {id(param): block for block in self._blocks for param in block.params}
         self._used = np.zeros(len(self._homes), np.int32)
-        self._synchronising = True
+        self._synchronising, self._averaged = True, False
         # Of the pass that goes on: its number, the blocks begun, this worker's weight, its name.
         self._pass: int | None = None
         self._begun, self._weight, self._label = 0, 1.0, ""
@@ -164,7 +147,7 @@ class GradientStage:
             ValueError: if a parameter requires a gradient that did not when the stage was made.
             MismatchError, RankFailure: from the reductions.
         """
-        group = self.group
+        group, self._averaged = self.group, True
         if group is not None and self._pass is None:
             self._begin_pass()
         self._pass = None
@@ -186,11 +169,21 @@ class GradientStage:
             return False
         group.allreduce(self._used, "max", label="gradients that are used")
         for param, used in zip(params, self._used.tolist(), strict=True):
-            _give(param, self._homes[id(param)] if used else None)
+            _give(param, self._homes[id(param)].tensor if used else None)
         wait_for_devices(params)
         if group is self._comm:
             self._averager.forget_samples()
         return True
+
+    def check_step(self) -> None:
+        """Before a step: raises if no pass since the last one could be followed.
+
+        Raises:
+            ValueError: if a parameter requires a gradient that did not when the stage was made.
+        """
+        if self.group is not None and not self._averaged:
+            self._check_trainable()
+        self._averaged = False
 
     def _begin_pass(self) -> None:
         if self.on_begin is not None:
@@ -231,11 +224,11 @@ class GradientStage:
             block.request = group.start(self._prepared(block))
             self._begun += 1
 
-    def _prepared(self, block: _Block) -> Callable[[Communicator], None]:
+    def _prepared(self, block: Block) -> Callable[[Communicator], None]:
         """The reduction of a block whose gradients are in place from here on."""
         for param in block.params:
             if param.grad is None:
-                self._homes[id(param)].zero_()
+                self._homes[id(param)].tensor.zero_()
             else:
                 self._bring(param)
         wait_for_devices(block.params)
@@ -252,10 +245,16 @@ class GradientStage:
         assert found is not None
         if found.layout is not torch.strided:
             raise TypeError(f"gradients must be dense to be averaged, got one of {found.layout}")
-        if found.data_ptr() != home.data_ptr():
-            home.copy_(found.detach(), non_blocking=True)
-            if found.device.type == "cpu":
-                param.grad = home
+        if home.holds(found):
+            return
+        if found.dtype != home.tensor.dtype:
+            raise TypeError(
+                f"gradients must be of {home.tensor.dtype}, as their parameters when the stage was "
+                f"made, got one of {found.dtype}"
+            )
+        home.tensor.copy_(found.detach(), non_blocking=True)
+        if found.device.type == "cpu":
+            param.grad = home.tensor
 
     def _check_trainable(self) -> None:
         model = self._model()
@@ -265,27 +264,6 @@ class GradientStage:
                     f"parameter {name!r} must require a gradient when the stage is made, got one "
                     "that came to require it later"
                 )
-
-
-def _blocks(params: Placed, block_bytes: int) -> list[_Block]:
-    """All gradients in blocks, those of the last parameters first."""
-    order = {id(param): number for number, (param, _) in enumerate(params)}
-    blocks: list[_Block] = []
-    for arena in params.whole_arenas:
-        placed = [
-            (arena.slice_of(place.name), param) for param, place in params if place.arena is arena
-        ]
-        placed.sort(key=lambda entry: entry[0].start)
-        end, limit = -1, block_bytes // arena.dtype.itemsize
-        for part, param in placed:
-            full = blocks and blocks[-1].memory.size >= limit
-            if part.start != end or full:
-                begin = part.start
-                blocks.append(_Block(arena.grad.flat[part], []))
-            end = part.stop
-            blocks[-1].memory = arena.grad.flat[begin:end]
-            blocks[-1].params.append(param)
-    return sorted(blocks, key=lambda block: -max(order[id(param)] for param in block.params))
 
 
 def _give(param: Tensor, home: Tensor | None) -> None:

@@ -6,6 +6,7 @@ communicators, or a group of torch.distributed. All become a communicator here a
 
 from __future__ import annotations
 
+import os
 from typing import TypeAlias, cast
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,7 @@ def world() -> Communicator:
 
     Under ``mpirun`` or ``localsgd run`` the MPI processes; else the default group of
     torch.distributed, which under ``torchrun`` is started (gloo) if the program has not; else
-    this process alone.
+    this process alone. ``LOCALSGD_HOSTS`` says which ranks count as sharing a host.
     """
     if current_group() is not None or launched_by_mpi() or not dist.is_available():
         return communication.world()
@@ -92,6 +93,8 @@ def _connected(process_group: dist.ProcessGroup | None) -> Group:
         raise ValueError("process_group must be initialised: call init_process_group first")
     known = _CONNECTED.get(process_group)
     if known is None or known.closed:
-        known = communication.connect(GlooTransport.over(process_group))
+        # A layout is one of all ranks; those of a smaller group are where they are.
+        hosts = os.environ.get("LOCALSGD_HOSTS") if process_group is dist.group.WORLD else None
+        known = communication.connect(GlooTransport.over(process_group), hosts=hosts)
         _CONNECTED[process_group] = known
     return known

@@ -103,8 +103,8 @@ class PostLocalSGDOptimizer(Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The inner optimizer's defaults, the same object."""
-        return self.optim.defaults
+        """The inner optimizer's defaults, the same object; nothing where it has none."""
+        return getattr(self.optim, "defaults", {})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one local step with the gradients, then averages when due.
@@ -126,6 +126,8 @@ class PostLocalSGDOptimizer(Optimizer):
             changed = hook(self, (closure,), {})
             if changed is not None:
                 (closure, *_), _ = changed
+        if self.gradients is not None and closure is None:
+            self.gradients.check_step()
         loss = self._inner_step(closure)
         if not makes_state(self.param_groups):
             if self._ends is not None:

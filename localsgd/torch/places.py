@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed_beside
 from localsgd.arena import Arena
 from localsgd.comm.base import Communicator
 from localsgd.torch.allocation import keep_freed_memory
-from localsgd.torch.forms import Form
+from localsgd.torch.forms import Form, Home
 from localsgd.torch.pinned import pin
 from localsgd.torch.sharded import check_tensor, shard_owner
 
@@ -35,31 +35,31 @@ class Place:
         arena: the arena.
         name: the tensor's name there.
         form: how its memory is read.
-        home: a tensor on that memory, shaped as the tensor.
+        home: that memory.
     """
 
     arena: Arena
     name: str
     form: Form
-    home: Tensor
+    home: Home
 
-    def gradient(self) -> Tensor:
-        """A tensor on the gradient's memory in the arena, in the form of the parameter."""
-        return self.form.tensor(self.arena.grad[self.name])
+    def gradient(self) -> Home:
+        """The gradient's memory in the arena, in the form of the parameter."""
+        return Home(self.form, self.arena.grad[self.name])
 
 
-def bring(tensor: Tensor, home: Tensor) -> None:
+def bring(tensor: Tensor, home: Home) -> None:
     """Makes a home hold the tensor's values, and the tensor, on the CPU, lie there."""
-    if tensor.data_ptr() != home.data_ptr():
-        home.copy_(tensor.detach(), non_blocking=True)
+    if not home.holds(tensor):
+        home.tensor.copy_(tensor.detach(), non_blocking=True)
         if tensor.device.type == "cpu":
-            tensor.data = home
+            tensor.data = home.tensor
 
 
-def take(tensor: Tensor, home: Tensor) -> None:
+def take(tensor: Tensor, home: Home) -> None:
     """Makes a tensor of another device hold the values at home."""
     if tensor.device.type != "cpu":
-        tensor.detach().copy_(home, non_blocking=True)
+        tensor.detach().copy_(home.tensor, non_blocking=True)
 
 
 def wait_for_devices(tensors: Iterable[Tensor]) -> None:
@@ -73,13 +73,14 @@ _LOCK = threading.Lock()
 
 
 def place_of(tensor: Tensor) -> Place | None:
-    """The place of a tensor, as long as its dtype and form are what they were."""
+    """The place of a tensor, as long as its form is what it was."""
     found = _PLACES.get(id(tensor))
     if found is None or found[0]() is not tensor:
         return None
     place = found[1]
-    same = place.form.dtype == tensor.dtype and place.form.shape == tuple(tensor.shape)
-    return place if same else None
+    if place.form.dtype != tensor.dtype or place.form.shape != tuple(tensor.shape):
+        return None
+    return place if place.home.holds(tensor) or place.form.orders(tensor) else None
 
 
 class Placed:
@@ -87,7 +88,8 @@ class Placed:
 
     Attributes:
         arenas: the arenas, or sections of them, in an order that is equal on all ranks.
-        lines: the tensors and their places in words, equal on all ranks.
+        lines: the tensors in words, equal on all ranks.
+        whereabouts: their places in words.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -99,7 +101,7 @@ class Placed:
         ]
         places = [place for _, place in self._pairs]
         self.arenas = _arenas_of(places)
-        self.lines = _lines(tensors)
+        self.lines, self.whereabouts = _lines(tensors), _whereabouts(tensors)
         self._elsewhere = [tensor for tensor, _ in self._pairs if tensor.device.type != "cpu"]
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
@@ -141,7 +143,8 @@ def placed(
 ) -> Placed:
     """The arenas of some tensors; those without a place get one, keeping their values.
 
-    Collective. Ranks must give tensors of the same names, forms and order, with places alike.
+    Collective. Ranks must give tensors of the same names, forms and order. If they have places
+    that are not alike, as after an average of some of the workers, all get new ones.
 
     Args:
         select: gives the tensors by name, or raises.
@@ -162,17 +165,22 @@ def placed(
             raise ValueError("params must hold at least one parameter to average, got none")
         first = {name: same[0] for name, same in tied.items()}
         if known is not None and known.holds(list(first.values())):
-            return _Choice(tied, known.lines, known)
+            return _Choice(tied, known.lines, known.whereabouts, known)
         for name, tensor in first.items():
             check_tensor(name, tensor)
-        return _Choice(tied, _lines(first), None)
+        return _Choice(tied, _lines(first), _whereabouts(first), None)
 
-    choice = agreed(among or comm, "parameters", prepare, lambda made: made.lines)
-    if choice.known is not None:
+    def agree(group: Communicator, prepare: Callable[[], _Choice]) -> tuple[_Choice, bool]:
+        return agreed_beside(
+            group, "parameters", prepare, lambda made: made.lines, lambda made: made.whereabouts
+        )
+
+    choice, alike = agree(among or comm, prepare)
+    if alike and choice.known is not None:
         return choice.known
     if among not in (None, comm):
-        agreed(comm, "parameters", lambda: choice, lambda made: made.lines)
-    _give_places(choice.tied, comm)
+        _, alike = agree(comm, lambda: choice)
+    _give_places(choice.tied, comm, anew=not alike)
     return Placed({name: same[0] for name, same in choice.tied.items()})
 
 
@@ -180,6 +188,7 @@ def placed(
 class _Choice:
     tied: Mapping[str, Sequence[Tensor]]
     lines: Sequence[str]
+    whereabouts: Sequence[str]
     known: Placed | None
 
 
@@ -202,24 +211,32 @@ def _memory(tensor: Tensor) -> object:
 
 
 def _lines(tensors: Mapping[str, Tensor]) -> list[str]:
-    arenas: dict[int, int] = {}
     lines = []
     for name, tensor in tensors.items():
         place = place_of(tensor)
-        if place is None:
-            where = "without a place"
-        else:
-            number = arenas.setdefault(id(place.arena), len(arenas))
-            where = f"at {place.arena.slice_of(place.name).start} in arena {number}"
-        form = Form.of(tensor) if place is None else place.form
-        lines.append(f"parameter {name!r} {form}, {where}")
+        lines.append(f"parameter {name!r} {Form.of(tensor) if place is None else place.form}")
     return lines
 
 
-def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator) -> None:
+def _whereabouts(tensors: Mapping[str, Tensor]) -> list[str]:
+    arenas: dict[int, int] = {}
+    found = []
+    for tensor in tensors.values():
+        place = place_of(tensor)
+        if place is None:
+            found.append("nowhere")
+        else:
+            number = arenas.setdefault(id(place.arena), len(arenas))
+            found.append(f"at {place.arena.slice_of(place.name).start} in arena {number}")
+    return found
+
+
+def _give_places(
+    tied: Mapping[str, Sequence[Tensor]], comm: Communicator, *, anew: bool = False
+) -> None:
     by_dtype: dict[Any, dict[str, Form]] = {}
     for name, tensors in tied.items():
-        if place_of(tensors[0]) is None:
+        if anew or place_of(tensors[0]) is None:
             form = Form.of(tensors[0])
             by_dtype.setdefault(form.array_dtype, {})[name] = form
             if tensors[0].device.type == "cpu":
@@ -230,11 +247,11 @@ def _give_places(tied: Mapping[str, Sequence[Tensor]], comm: Communicator) -> No
         if any(tied[name][0].device.type != "cpu" for name in forms):
             pin(arena.flat)
         for name, form in forms.items():
-            place = Place(arena, name, form, form.tensor(arena[name]))
+            place = Place(arena, name, form, Home(form, arena[name]))
             for tensor in tied[name]:
                 _remember(tensor, place)
                 if tensor.device.type == "cpu":
-                    tensor.data = place.home
+                    tensor.data = place.home.tensor
 
 
 def _remember(tensor: Tensor, place: Place) -> None:

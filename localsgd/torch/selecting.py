@@ -47,11 +47,14 @@ def trained_params(params: Params) -> dict[str, Tensor]:
     Raises:
         NotImplementedError, KeyError: as ``get_params_to_average``.
     """
-    return {
-        name: tensor
-        for name, tensor in _listed(params)
-        if tensor.requires_grad or tensor.grad is not None
-    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in _listed(params):
+        # Groups of different modules may use the same names.
+        while found.get(name, tensor) is not tensor:
+            name += " again"
+        if tensor.requires_grad or tensor.grad is not None:
+            found[name] = tensor
+    return found
 
 
 def names_in(index: int, group: Mapping[str, Any]) -> list[str]:

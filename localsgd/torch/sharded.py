@@ -54,11 +54,13 @@ def shard_owner(tensor: Tensor) -> str | None:
 
 
 def check_optimizer(optim: object) -> None:
-    """Raises for an optimizer that keeps parameters equal, or in buckets, by itself.
+    """Raises for what is no optimizer, or one that keeps parameters equal, or in buckets, itself.
 
     Raises:
-        TypeError: for a ZeroRedundancyOptimizer.
+        TypeError: for something without ``param_groups``, or a ZeroRedundancyOptimizer.
     """
+    if not hasattr(optim, "param_groups"):
+        raise TypeError(f"optim must be an optimizer, with param_groups, got {optim!r}")
     if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optim).__mro__):
         raise TypeError(
             "optim must leave every rank its own parameters, got a ZeroRedundancyOptimizer, "

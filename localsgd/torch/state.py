@@ -27,7 +27,7 @@ from torch.optim import (
 from localsgd.averagers.along import Companion
 from localsgd.comm.base import Array, Communicator
 from localsgd.state import POLICIES, MeanState, Policy, ResetState
-from localsgd.torch.forms import Form
+from localsgd.torch.forms import Form, Home
 from localsgd.torch.places import bring, take, wait_for_devices
 from localsgd.torch.selecting import names_in
 
@@ -113,11 +113,11 @@ class ParamState:
         wait_for_devices([self._param])
         return [self._array(key) for key in self._keys]
 
-    def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Every tensor of the state, and a tensor on its memory."""
+    def pairs(self) -> list[tuple[Tensor, Home]]:
+        """Every tensor of the state, and its memory."""
         shape = self._form.array_shape
         return [
-            (self._state[key], self._form.tensor(self._array(key).reshape(shape)))
+            (self._state[key], Home(self._form, self._array(key).reshape(shape)))
             for key in self._keys
             if isinstance(self._state.get(key), Tensor)
         ]

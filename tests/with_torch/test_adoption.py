@@ -167,6 +167,57 @@ def test_adopting_twice_is_adopting_once_and_only_by_the_same_workers() -> None:
     run_threads(2, body)
 
 
+def replaced(model: nn.Module) -> None:
+    """As a load of a checkpoint without a copy does it."""
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+
+
+def parametrized(model: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(model)
+
+
+@pytest.mark.parametrize("change", [replaced, parametrized])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_parameters_that_a_model_got_since_have_their_gradients_averaged(
+    size: int, change: Any
+) -> None:
+    """Every rank's gradient is linear in what it is given: the mean is that of the mean rank."""
+
+    def body(comm: Any) -> Any:
+        model = nn.Linear(2, 1, bias=False)
+        ours.adopt(model, comm)
+        change(model)
+        averager = ours.PeriodicModelAverager(1_000_000, 1_000_000, comm)
+        ours.GradientStage(model, averager)
+        gradients = []
+        for value in (1.0 + comm.rank, (comm.size + 1) / 2):
+            model.zero_grad()
+            model(torch.full((1, 2), value)).sum().backward()
+            gradients += [param.grad.tolist() for param in model.parameters()]
+        half = len(gradients) // 2
+        return all(
+            torch.allclose(torch.tensor(one), torch.tensor(other), atol=1e-6)
+            for one, other in zip(gradients[:half], gradients[half:], strict=True)
+        )
+
+    assert run_threads(size, body) == [True] * size
+
+
+def test_adopting_again_gives_new_parameters_the_values_of_rank_0_and_leaves_the_others() -> None:
+    def body(comm: Any) -> Any:
+        model = nn.ModuleList([nn.Linear(1, 1, bias=False)])
+        adopted = ours.adopt(model, comm)
+        model.append(nn.Linear(1, 1, bias=False))
+        for param in model.parameters():
+            param.detach().fill_(5.0 + comm.rank)
+        again = ours.adopt(model, comm)
+        assert again is not adopted
+        assert ours.adopt(model, comm) is again
+        return [param.item() for param in model.parameters()]
+
+    assert run_threads(3, body) == [[5.0 + rank, 5.0] for rank in range(3)]
+
+
 def test_parameters_that_an_averager_has_placed_keep_their_places() -> None:
     def body(comm: Any) -> Any:
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

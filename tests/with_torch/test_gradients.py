@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from typing import Any
 
 import pytest
@@ -12,29 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import localsgd.torch as ours
-from localsgd import MismatchError, run_threads, solo
+from localsgd import run_threads
+from torch_gradients import Scaled, averager_of, layers
 from torch_ranks import run_ranks
-
-ALWAYS = 1_000_000
-
-
-def averager_of(comm: Any, warmup: int = ALWAYS) -> ours.PeriodicModelAverager:
-    return ours.PeriodicModelAverager(ALWAYS, warmup, comm)
-
-
-class Scaled(nn.Module):
-    """Parameters ``a``, ``b`` and ``c``; the gradient of those used is what the model is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Parameter(torch.zeros(3)) for _ in range(3))
-
-    def forward(self, value: float, names: str = "abc") -> Tensor:
-        return torch.stack([value * getattr(self, name).sum() for name in names]).sum()
-
-    def gradients(self) -> list[float | None]:
-        found = [param.grad for param in self.parameters()]
-        return [None if grad is None else grad.unique().item() for grad in found]
 
 
 @pytest.mark.parametrize("hosts", ["1", "2", "1+1", "3", "2+1", "4", "2+2"])
@@ -102,57 +80,6 @@ def test_parameters_that_some_or_all_did_not_use_never_mix(
     assert run_threads(2, body, hosts=hosts) == [expected] * 2
 
 
-@pytest.mark.parametrize("hosts", ["2", "1+1"])
-def test_ranks_whose_gradients_become_ready_in_different_orders_never_mix(
-    hosts: str,
-) -> None:
-    """One rank uses a before b, the other b before a; what each gives tells them apart."""
-
-    class Chained(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = (nn.Parameter(torch.ones(())) for _ in range(2))
-
-        def forward(self, names: str) -> Tensor:
-            value = torch.ones(())
-            for index, name in enumerate(names):
-                value = value * (getattr(self, name) if index else 10.0 * getattr(self, name))
-            return value + 4.0 * self.a
-
-    def body(comm: Any) -> Any:
-        model = Chained()
-        ours.GradientStage(model, averager_of(comm), block_bytes=1)
-        model(["ab", "ba"][comm.rank]).backward()
-        return model.a.grad.item(), model.b.grad.item()
-
-    assert run_threads(2, body, hosts=hosts) == [(14.0, 10.0)] * 2
-
-
-def test_micro_batches_add_up_before_and_after_averaging() -> None:
-    """Two passes of 1 and 2 in no_sync or not: 2 and 4, whose mean is 3; a third adds 1.5."""
-
-    def body(comm: Any) -> Any:
-        found = []
-        for quiet in (True, False):
-            model = Scaled()
-            stage = ours.GradientStage(model, averager_of(comm))
-            if quiet:
-                with stage.no_sync():
-                    model(1.0 + comm.rank).backward()
-                assert model.gradients() == [1.0 + comm.rank] * 3
-            else:
-                model(1.0 + comm.rank).backward()
-            model(1.0 + comm.rank).backward()
-            found.append(model.gradients()[0])
-            with stage.no_sync():
-                model(1.0 + comm.rank).backward()
-            stage.average()
-            found.append(model.gradients()[0])
-        return found
-
-    assert run_threads(2, body) == [[3.0, 4.5, 3.0, 4.5]] * 2
-
-
 def test_a_worker_that_skips_takes_the_mean_of_the_others() -> None:
     def body(comm: Any) -> Any:
         model = Scaled()
@@ -163,11 +90,6 @@ def test_a_worker_that_skips_takes_the_mean_of_the_others() -> None:
         return model.gradients()
 
     assert run_threads(3, body) == [[2.5] * 3] * 3
-
-
-def layers() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -233,17 +155,6 @@ def test_dtypes_are_averaged_each_in_its_own() -> None:
     assert run_threads(2, body) == [([1.5] * 3, dtypes)] * 2
 
 
-def test_ranks_at_different_steps_get_an_error_on_every_rank() -> None:
-    def body(comm: Any) -> None:
-        model, averager = Scaled(), averager_of(comm)
-        ours.GradientStage(model, averager)
-        averager.step = comm.rank
-        with pytest.raises(MismatchError, match="gradients of step 1.*gradients of step 2"):
-            model(1.0).backward()
-
-    run_threads(2, body)
-
-
 def test_nothing_is_sent_after_the_warmup() -> None:
     def body(comm: Any) -> int:
         model = Scaled()
@@ -255,29 +166,48 @@ def test_nothing_is_sent_after_the_warmup() -> None:
     assert run_threads(2, body) == [0, 0]
 
 
-def test_a_parameter_that_came_later_is_an_error() -> None:
-    model = Scaled()
-    model.c.requires_grad_(False)
-    ours.GradientStage(model, averager_of(solo()))
-    model.c.requires_grad_(True)
-    with pytest.raises(ValueError, match="'c' must require a gradient when the stage is made"):
-        model(1.0).backward()
+def test_samples_of_a_step_left_out_weigh_in_no_round() -> None:
+    """Rounds after steps 1 and 3; in step 2 rank 1 goes to -3 and rank 0 leaves out 5 samples.
+
+    Each is a host of its own. Weights 1 and 2: the mean of 0 and -3 is -2.
+    """
+
+    def body(comm: Any) -> Any:
+        model = Scaled()
+        averager = ours.PeriodicModelAverager(2, 0, comm)
+        stage = ours.GradientStage(model, averager, after="host")
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer = ours.PostLocalSGDOptimizer(inner, averager, gradients=stage)
+        for step in range(3):
+            optimizer.zero_grad()
+            leaves_out = (comm.rank, step) == (0, 1)
+            averager.record_samples(5 if leaves_out else 1)
+            model(3.0 if (comm.rank, step) == (1, 1) else 0.0).backward()
+            if leaves_out:
+                optimizer.skip_step()
+            else:
+                optimizer.step()
+        return model.a.tolist()
+
+    assert run_threads(2, body, hosts="1+1") == [[-2.0] * 3] * 2
 
 
-def test_passes_within_passes_are_refused() -> None:
-    from torch.utils.checkpoint import checkpoint
+def test_samples_of_the_warmup_weigh_in_no_round() -> None:
+    """Step 1 is the warm-up; the round after step 2 has 0 and -3 by weights 1 and 2: -2."""
 
-    for reentrant in (True, False):
-        model = layers()
-        ours.GradientStage(model, averager_of(solo()), block_bytes=1)
-        inputs = torch.ones(2, 5, requires_grad=True)
-        middle = checkpoint(model[:2], inputs, use_reentrant=reentrant)
-        loss = model[2:](middle).sum()
-        if reentrant:
-            with pytest.raises(RuntimeError, match="must end before another begins"):
-                loss.backward()
-        else:
-            loss.backward()
+    def body(comm: Any) -> Any:
+        model, averager = Scaled(), averager_of(comm, 1)
+        stage = ours.GradientStage(model, averager)
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer = ours.PostLocalSGDOptimizer(inner, averager, gradients=stage)
+        for value, samples in ((0.0, 7 - 6 * comm.rank), (3.0 * comm.rank, 1 + comm.rank)):
+            optimizer.zero_grad()
+            averager.record_samples(samples)
+            model(value).backward()
+            optimizer.step()
+        return model.a.tolist()
+
+    assert run_threads(2, body) == [[-2.0] * 3] * 2
 
 
 def test_a_step_that_all_leave_out_is_none() -> None:
@@ -297,30 +227,3 @@ def test_a_step_that_all_leave_out_is_none() -> None:
 
     # Weights 1 and 3: (1 + 3 * 2) / 4.
     assert run_threads(2, body) == [([-1.75] * 3, 2)] * 2
-
-
-def test_gradients_that_are_not_dense_are_refused() -> None:
-    model = nn.Embedding(3, 2, sparse=True)
-    ours.GradientStage(model, averager_of(solo()))
-    with pytest.raises(TypeError, match="must be dense"):
-        model(torch.tensor([1])).sum().backward()
-
-
-def test_a_model_has_one_stage_and_takes_it_along_when_it_goes() -> None:
-    model = Scaled()
-    stage = weakref.ref(ours.GradientStage(model, averager_of(solo())))
-    assert stage() is not None
-    with pytest.raises(ValueError, match="one gradient stage"):
-        ours.GradientStage(model, averager_of(solo()))
-    del model
-    gc.collect()
-    assert stage() is None
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [({"after": "rank"}, ValueError), ({"block_bytes": 0}, ValueError)],
-)
-def test_a_stage_checks_its_arguments(options: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        ours.GradientStage(Scaled(), averager_of(solo()), **options)

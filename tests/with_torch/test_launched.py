@@ -20,7 +20,7 @@ def passes(launch: list[str], ranks: int, **env: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "LOCALSGD_TEST_RANKS": str(ranks), **env},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -33,7 +33,15 @@ def test_under_mpirun(hosts: str) -> None:
     passes(launch, ranks, LOCALSGD_HOSTS=hosts)
 
 
-@pytest.mark.parametrize("ranks", [2])
-def test_under_torchrun(ranks: int) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    passes([sys.executable, *launch], ranks)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+@pytest.mark.parametrize("hosts", ["2", "2+1"])
+def test_under_torchrun(hosts: str) -> None:
+    ranks = sum(map(int, hosts.split("+")))
+    passes([*TORCHRUN, str(ranks)], ranks, LOCALSGD_HOSTS=hosts)
+
+
+def test_under_torchrun_that_a_launcher_of_mpi_has_started() -> None:
+    """``srun torchrun``: the variables are those of the process of torchrun itself."""
+    passes([*TORCHRUN, "3"], 3, PMIX_RANK="0", PMI_RANK="0", PMI_SIZE="1")

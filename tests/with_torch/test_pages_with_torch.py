@@ -17,7 +17,7 @@ PAGES_WITH_TORCH = [page for page in PAGES if needs_torch(page)]
 
 def output(*words: str, cwd: Path) -> str:
     ended = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=100, check=False, cwd=cwd
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, cwd=cwd
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
