@@ -85,7 +85,7 @@ class Transport(Protocol):
         """Starts sending ``data`` (bytes, shape ``(n,)`` of uint8)."""
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
-        """Starts receiving exactly ``into.nbytes`` bytes."""
+        """Starts receiving exactly ``into.nbytes`` bytes; any other number is a MismatchError."""
 
     def split(self, colors: Sequence[int | None]) -> Transport | None:
         """The ranks with this rank's colour as a transport of their own; None for colour None.
@@ -197,7 +197,11 @@ class Communicator(Protocol):
         """Every rank ends with the buffer of rank ``root``, to the bit."""
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
-        """Sends one buffer while receiving another; concerns the ranks named alone."""
+        """Sends one buffer while receiving another; concerns the ranks named alone.
+
+        Raises:
+            MismatchError: if what comes from ``source`` has not as many bytes as ``receive``.
+        """
 
     def gather(self, array: Array) -> list[Array]:
         """Every rank's one-dimensional array, of any length and dtype, on every rank."""

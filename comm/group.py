@@ -8,6 +8,7 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Group:
             self._neighbours,
         )
         self._one_host = len(topology.hosts) == 1
-        self._collective = Collective(self._background, setting.clock)
+        self._collective = Collective(self._background, self._entrance, setting.clock)
         self._own_errors = OwnErrors(self._entrance)
         native = transport if setting.reduction == "native" else None
         self._reductions = Reductions(
@@ -136,7 +137,7 @@ class Group:
         with self._collective:
             with self._own_errors:
                 kind = checks.buffer_dtype(dtype)
-                checks.whole_number("count", count, at_least=0)
+                count = checks.length(count, kind)
             self._entrance.enter(Header("allocate", dtype=kind, elements=count))
             try:
                 shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
@@ -183,6 +184,7 @@ class Group:
         with self._collective:
             with self._own_errors:
                 checks.buffer("buffer", buffer)
+                checks.codec(codec)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
             self._reductions.run(Job(None, [1.0] * self.size, codec), buffer)
 
@@ -253,6 +255,7 @@ class Group:
             with self._own_errors:
                 if color is not None:
                     checks.whole_number("color", color, at_least=0)
+                    color = operator.index(color)
             self._entrance.enter(Header("split"))
             colors = self._mail.collect(color)
             transport = self._transport.split(colors)

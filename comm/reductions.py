@@ -84,7 +84,10 @@ class Reductions:
             if known is None:
                 checks.buffer("buffer", buffer)
                 checks.operation(op, buffer.dtype, weight)
-                checks.share("mix", mix)
+                checks.mix(mix, buffer.dtype)
+                checks.codec(codec)
+                checks.update(update)
+            checks.label(label)
         if known is None:
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
             call = Prepared(self._reducer.describe(said, buffer, codec))

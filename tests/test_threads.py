@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localsgd.comm import Communicator, RankFailure, run_threads, world
+from localsgd.comm import Communicator, RankFailure, run_threads, solo, world
 
 
 def test_results_come_in_rank_order() -> None:
@@ -83,6 +83,61 @@ def test_deadline_names_who_is_missing_and_where_it_was_last_seen() -> None:
     message = run_threads(2, body, deadline_s=0.5)[0]
     assert "for rank 1: rank 1 was last seen in collect (collective 1)" in message
     assert "this rank is in collective 2" in message
+
+
+@pytest.mark.parametrize("hosts", ["2", "1+1", "2+1"])
+def test_a_rank_that_failed_in_a_round_is_not_taken_to_have_ended_it(hosts: str) -> None:
+    """Rank 0 goes on to a barrier, which the others must not take for the one of the round."""
+
+    def body(comm: Communicator) -> list[str]:
+        def update(part: slice, mean: np.ndarray) -> None:
+            if comm.rank == 0:
+                raise FloatingPointError("not finite")
+
+        buffer, said = comm.allocate(100_000, np.float32), []
+        for call in (lambda: comm.allreduce(buffer, "mean", update=update), comm.barrier):
+            with pytest.raises((FloatingPointError, RankFailure)) as caught:
+                call()
+            said.append(str(caught.value))
+        return said
+
+    first, *others = run_threads(3 if "2+" in hosts else 2, body, hosts=hosts, deadline_s=60)
+    assert first == [
+        "not finite",
+        "this rank takes part no more, since FloatingPointError: not finite",
+    ]
+    for reason, later in others:
+        assert later == f"this rank takes part no more, since {reason}"
+
+
+def test_a_rank_that_has_given_up_takes_part_no_more() -> None:
+    """Else rank 1, when it comes, would meet rank 0 in two collectives at once."""
+    given_up = threading.Event()
+
+    def body(comm: Communicator) -> float:
+        buffer = comm.allocate(100_000, np.float32)
+        buffer[...] = comm.rank
+        if comm.rank == 1:
+            given_up.wait(60)
+            with pytest.raises(RankFailure, match="rank 0 failed: waited 0.5 s"):
+                comm.allreduce(buffer, "mean")
+        else:
+            with pytest.raises(RankFailure, match="waited 0.5 s"):
+                comm.allreduce(buffer, "mean")
+            with pytest.raises(RankFailure, match="takes part no more, since waited 0.5 s"):
+                comm.allreduce(buffer, "mean")
+            given_up.set()
+        return float(buffer[0])
+
+    assert run_threads(2, body, deadline_s=0.5)[0] == 0.0
+
+
+def test_a_group_of_one_goes_on_after_an_error_in_an_update() -> None:
+    comm, buffer = solo(), np.ones(3)
+    with pytest.raises(KeyError):
+        comm.allreduce(buffer, "mean", update=lambda part, mean: {}["missing"])
+    comm.allreduce(buffer, "mean")
+    assert buffer.tolist() == [1.0] * 3
 
 
 def test_failed_rank_is_named_to_its_neighbours() -> None:
