@@ -94,6 +94,7 @@ class Group:
             self.rank,
             setting.regions,
             self._neighbours,
+            self._tell_of_private_memory,
         )
         self._one_host = len(topology.hosts) == 1
         self._collective = Collective(self._background, self._entrance, setting.clock)
@@ -282,7 +283,7 @@ class Group:
         """Tells the other ranks of this host that this one takes part no more."""
         self._entrance.leave()
 
-    def _tell_of_private_memory(self, reason: CannotMap) -> None:
+    def _tell_of_private_memory(self, reason: Exception) -> None:
         if self.rank == 0 and not self._told:
             self._told = True
             words = "memory is not shared, and averages of it take longer"

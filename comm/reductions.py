@@ -109,7 +109,11 @@ class Reductions:
             return
         spread = Job(None, job.weights)
         own = self._shard(buffer.size)
-        reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+        try:
+            reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+        except BaseException as error:
+            self._entrance.fail(error)
+            raise
 
     def run(self, job: Job, buffer: Array) -> None:
         """Runs a job that all ranks have entered with; tells the others if it fails here."""

@@ -68,6 +68,24 @@ def test_rank_that_raises_while_others_have_no_data_ends_the_job(
     assert "went on" not in output
 
 
+def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path: Path) -> None:
+    body = (
+        "native = localsgd.world(reduction='native', deadline_s=20)\n"
+        "def update(part, mean):\n"
+        "    if comm.rank == 1:\n"
+        "        raise KeyError('no such anchor')\n"
+        "try:\n"
+        "    native.allreduce(buffer, 'mean', update=update)\n"
+        "except (KeyError, localsgd.RankFailure) as error:\n"
+        "    os.write(1, f'{type(error).__name__}: {error}\\n'.encode())\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    assert output.count("KeyError: 'no such anchor'") == 3
+    assert output.count("RankFailure: rank 1 failed") >= 1
+
+
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     body = (
@@ -140,18 +158,21 @@ def test_a_rank_that_can_open_no_files_does_not_take_the_others_for_dead(tmp_pat
 def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     tmp_path: Path, layout: str
 ) -> None:
-    """Rank 1 may open no more files, so it can make no block; 0, 1 and 2 average to 1."""
+    """Rank 1 may open no more files, so it can make no block; 0, 1 and 2 average to 1.
+
+    Neither can it make the larger block through which private memory is usually reduced.
+    """
     body = (
         "import resource\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "if comm.rank == 1:\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
         "buffers = [comm.allocate(count, np.float64) for count in (100_000, 1_000)]\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
         "for buffer in buffers:\n"
         "    buffer[...] = comm.rank\n"
         "    comm.allreduce(buffer, 'mean')\n"
         "    assert set(buffer.tolist()) == {1.0}\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
     )
     code, said = run_job(tmp_path, body, layout=layout)
     assert code == 0, said
