@@ -48,7 +48,7 @@ def connect(
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
     if deadline_s is None:
-        deadline_s = float(os.environ.get("LOCALSGD_DEADLINE_S", DEADLINE_S))
+        deadline_s = _usual_deadline_s()
     waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
     mail = Mail(transport, waiter)
     answers = mail.collect([_identity(), _asked(hosts, transport.size)])
@@ -62,6 +62,14 @@ def connect(
             print(f"localsgd: every rank counts as a host of its own: {error}", file=sys.stderr)
         alone = Topology.of([[rank] for rank in world])
         return Group(transport, alone, world, 0, setting)
+
+
+def _usual_deadline_s() -> float:
+    text = os.environ.get("LOCALSGD_DEADLINE_S", "") or str(DEADLINE_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"LOCALSGD_DEADLINE_S must be seconds, got {text!r}") from None
 
 
 def _asked(hosts: HostsLike | None, size: int) -> Json:

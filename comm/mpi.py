@@ -171,8 +171,13 @@ def _end_the_job_on_errors() -> None:
 def _report_and_abort(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
+    if MPI.Is_finalized():
+        # Nobody waits for this rank any more, and nothing can be asked of MPI.
+        sys.__excepthook__(kind, error, trace)
+        return
     lines = traceback.format_exception(kind, error, trace)
-    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:", "".join(lines), sep="\n", file=sys.stderr)
+    # In one piece, or what others say comes in between.
+    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     MPI.COMM_WORLD.Abort(1)

@@ -48,7 +48,7 @@ def world(
     if group is not None:
         return group
     if hosts is None:
-        hosts = os.environ.get("LOCALSGD_HOSTS")
+        hosts = os.environ.get("LOCALSGD_HOSTS") or None
     key = (str(hosts), reduction, deadline_s)
     if key not in _WORLDS or _WORLDS[key].closed:
         _WORLDS[key] = _connect(hosts, reduction, deadline_s)

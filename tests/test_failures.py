@@ -99,6 +99,35 @@ def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     assert "went on" not in output
 
 
+def test_rank_that_raises_after_the_end_of_mpi_says_so(tmp_path: Path) -> None:
+    body = (
+        "from mpi4py import MPI\n"
+        "MPI.Finalize()\n"
+        "if comm.rank == 1:\n"
+        "    raise KeyError('no such file')"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code != 0
+    assert "KeyError: 'no such file'" in output
+
+
+def test_the_end_of_a_forked_process_is_not_that_of_the_rank(tmp_path: Path) -> None:
+    """The others wait meanwhile, and look whether rank 1 can still come."""
+    body = (
+        "import atexit\n"
+        "if comm.rank == 1:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        atexit._run_exitfuncs()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "    sum(range(20_000_000))\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+
+
 def test_rank_that_ends_early_is_named(tmp_path: Path) -> None:
     code, output = run_job(tmp_path, "if comm.rank == 2: sys.exit(0)\ncomm.barrier()")
     assert code != 0

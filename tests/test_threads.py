@@ -132,6 +132,28 @@ def test_a_rank_that_has_given_up_takes_part_no_more() -> None:
     assert run_threads(2, body, deadline_s=0.5)[0] == 0.0
 
 
+def test_work_in_the_background_that_waits_for_later_work_is_told() -> None:
+    """It would wait for ever, since the group does one thing at a time."""
+
+    def body(comm: Communicator) -> None:
+        request = comm.start(lambda group: group.start(lambda same: same.barrier()).wait())
+        with pytest.raises(RuntimeError, match="cannot wait for work that comes after it"):
+            request.wait(timeout_s=20)
+        comm.barrier()
+
+    run_threads(2, body)
+
+
+def test_a_group_can_be_closed_in_the_background() -> None:
+    def body(comm: Communicator) -> None:
+        part = comm.split(0)
+        part.start(lambda group: group.close()).wait(timeout_s=20)
+        with pytest.raises(ValueError, match="must be open"):
+            part.barrier()
+
+    run_threads(2, body)
+
+
 def test_a_group_of_one_goes_on_after_an_error_in_an_update() -> None:
     comm, buffer = solo(), np.ones(3)
     with pytest.raises(KeyError):
