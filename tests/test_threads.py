@@ -80,7 +80,7 @@ def test_deadline_names_who_is_missing_and_where_it_was_last_seen() -> None:
         assert caught.value.ranks == (1,)
         return str(caught.value)
 
-    message = run_threads(2, body, deadline_s=0.5)[0]
+    message = run_threads(2, body, deadline_s=2)[0]
     assert "for rank 1: rank 1 was last seen in collect (collective 1)" in message
     assert "this rank is in collective 2" in message
 
@@ -119,17 +119,17 @@ def test_a_rank_that_has_given_up_takes_part_no_more() -> None:
         buffer[...] = comm.rank
         if comm.rank == 1:
             given_up.wait(60)
-            with pytest.raises(RankFailure, match="rank 0 failed: waited 0.5 s"):
+            with pytest.raises(RankFailure, match="rank 0 failed: waited"):
                 comm.allreduce(buffer, "mean")
         else:
-            with pytest.raises(RankFailure, match="waited 0.5 s"):
+            with pytest.raises(RankFailure, match="waited"):
                 comm.allreduce(buffer, "mean")
-            with pytest.raises(RankFailure, match="takes part no more, since waited 0.5 s"):
+            with pytest.raises(RankFailure, match="takes part no more, since waited"):
                 comm.allreduce(buffer, "mean")
             given_up.set()
         return float(buffer[0])
 
-    assert run_threads(2, body, deadline_s=0.5)[0] == 0.0
+    assert run_threads(2, body, deadline_s=2)[0] == 0.0
 
 
 def test_work_in_the_background_that_waits_for_later_work_is_told() -> None:
@@ -199,7 +199,8 @@ def test_memory_is_given_back_when_the_workers_are_done() -> None:
 
     before = mapped()
     run_threads(3, lambda comm: comm.allocate(100_000, np.float64).sum())
-    assert mapped() == before
+    # Fewer, if a thread of an earlier group has ended meanwhile.
+    assert mapped() <= before
 
 
 @pytest.mark.parametrize("hosts", ["2", "1+1"])
