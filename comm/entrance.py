@@ -43,16 +43,17 @@ class Entrance:
             reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
         ]
 
+    def require_part(self) -> None:
+        """Raises RankFailure if this rank has failed: others wait for it somewhere else."""
+        if self.failed:
+            raise RankFailure(f"this rank takes part no more, since {self.failed}", [self._rank])
+
     def enter(self, call: Header | Prepared) -> list[bytes]:
         """Returns everyone's header once all ranks are about to do the same.
 
         Raises:
             MismatchError: on every rank, if they are not.
-            RankFailure: if this rank has failed before, and so would be taken to be where the
-                others wait for it.
         """
-        if self.failed:
-            raise RankFailure(f"this rank takes part no more, since {self.failed}", [self._rank])
         self.sequence += 1
         self._board.show(call.pack(self.sequence), self.sequence)
         self.host_barrier()

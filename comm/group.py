@@ -203,16 +203,15 @@ class Group:
             )
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
-        self._collective.require_open()
-        checks.buffer("send", send, writeable=False)
-        checks.buffer("receive", receive)
-        checks.rank("dest", dest, self.size)
-        checks.rank("source", source, self.size)
-        self._background.drain()
-        incoming = self._mail.receive(receive, source, DIRECT)
-        outgoing = self._mail.send(send, dest, DIRECT)
-        self._mail.wait(incoming, source)
-        self._mail.wait(outgoing, dest)
+        with self._collective:
+            checks.buffer("send", send, writeable=False)
+            checks.buffer("receive", receive)
+            checks.rank("dest", dest, self.size)
+            checks.rank("source", source, self.size)
+            incoming = self._mail.receive(receive, source, DIRECT)
+            outgoing = self._mail.send(send, dest, DIRECT)
+            self._mail.wait(incoming, source)
+            self._mail.wait(outgoing, dest)
 
     def gather(self, array: Array) -> list[Array]:
         with self._collective:

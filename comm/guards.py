@@ -25,6 +25,7 @@ class Collective:
     def __enter__(self) -> None:
         self.require_open()
         self._background.drain()
+        self._entrance.require_part()
         self._begin = self._clock()
 
     def require_open(self) -> None:
@@ -49,5 +50,5 @@ class OwnErrors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not self._entrance.failed:
+        if isinstance(error, Exception):
             self._entrance.enter_with_error(error)

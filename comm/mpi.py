@@ -34,6 +34,8 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 _TAGS_PER_GROUP, _NUMBERING = 8, 7
+# What nobody waits for any more, since its rank failed or waited for too long.
+_GIVEN_UP: list[MPI.Request] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -137,13 +139,19 @@ class _Message:
     def __init__(self, request: MPI.Request) -> None:
         self._request = request
 
+    def __del__(self) -> None:
+        # MPI may still read or write its memory, which the request keeps.
+        if self._request != MPI.REQUEST_NULL:
+            _GIVEN_UP.append(self._request)
+
     def done(self) -> bool:
         return self._request.Test()
 
 
-class _Receipt:
+class _Receipt(_Message):
     def __init__(self, request: MPI.Request, nbytes: int, source: int) -> None:
-        self._request, self._nbytes, self._source = request, nbytes, source
+        super().__init__(request)
+        self._nbytes, self._source = nbytes, source
         self._status, self._here = MPI.Status(), False
 
     def done(self) -> bool:

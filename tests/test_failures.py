@@ -128,6 +128,38 @@ def test_the_end_of_a_forked_process_is_not_that_of_the_rank(tmp_path: Path) -> 
     assert code == 0, output
 
 
+@pytest.mark.parametrize("layout", ["2", "1+1"])
+def test_a_message_that_comes_too_late_finds_its_memory(tmp_path: Path, layout: str) -> None:
+    """Rank 0 has given up on it, and keeps nothing else of it."""
+    body = (
+        "import gc, weakref\n"
+        "brief = localsgd.world(deadline_s=2)\n"
+        "other, mine, theirs = 1 - comm.rank, np.ones(9), np.zeros(9)\n"
+        "if comm.rank == 0:\n"
+        "    found = weakref.ref(theirs)\n"
+        "    try:\n"
+        "        brief.sendrecv(mine, theirs, other, other)\n"
+        "    except localsgd.RankFailure as error:\n"
+        "        assert 'waited' in str(error)\n"
+        "    del theirs\n"
+        "    gc.collect()\n"
+        "    assert found() is not None\n"
+        "    try:\n"
+        "        brief.barrier()\n"
+        "    except localsgd.RankFailure as error:\n"
+        "        assert 'takes part no more' in str(error)\n"
+        "comm.barrier()\n"
+        "if comm.rank == 1:\n"
+        "    brief.sendrecv(mine, theirs, other, other)\n"
+        "    assert theirs.tolist() == [1.0] * 9\n"
+        "comm.barrier()\n"
+        "if comm.rank == 0:\n"
+        "    assert found() is not None\n"
+    )
+    code, output = run_job(tmp_path, body, ranks=2, layout=layout)
+    assert code == 0, output
+
+
 def test_rank_that_ends_early_is_named(tmp_path: Path) -> None:
     code, output = run_job(tmp_path, "if comm.rank == 2: sys.exit(0)\ncomm.barrier()")
     assert code != 0
