@@ -19,6 +19,8 @@ from .errors import RankFailure, name_ranks
 _SPINS, _NAP_S = 2_000, 50e-6
 _SPINS_BEHIND, _NAP_BEHIND_S = 1, 500e-6
 _CHECK_EVERY_S = 0.25
+# No nap, nor a busy machine, keeps a rank from looking for so long.
+_STOPPED_S = 10.0
 
 Clock = Callable[[], float]
 
@@ -75,8 +77,14 @@ class Waiter:
         nap_s: float,
     ) -> None:
         warn_at, next_check, warned = begin + min(30.0, self._deadline_s / 2), begin, False
+        last = begin
         while not done():
             now = self._clock()
+            if now - last > _STOPPED_S:
+                # This process did not run, and so the others may not have, all of a job that a
+                # batch system has suspended: they get the time that they had.
+                begin, warn_at = begin + now - last, warn_at + now - last
+            last = now
             if now >= next_check:
                 next_check = now + _CHECK_EVERY_S
                 self._look(done, missing())
