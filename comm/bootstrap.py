@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
+from .agreement import require_equal
 from .base import Json, Reduction, Transport
 from .group import Group, Setting
 from .memory import why_not_shared
@@ -51,7 +52,8 @@ def connect(
         deadline_s = _usual_deadline_s()
     waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
     mail = Mail(transport, waiter)
-    answers = mail.collect([_identity(), _asked(hosts, transport.size)])
+    answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
+    require_equal([answer[2] for answer in answers], "reduction")
     topology = _settle(answers)
     setting = Setting(deadline_s, reduction, Regions(transport.rank), clock)
     world = range(transport.size)
@@ -105,6 +107,6 @@ def _settle(answers: list[Json]) -> Topology:
     if asked[0] is not None:
         return Topology.of(asked[0])
     hosts: dict[str, list[int]] = {}
-    for rank, (identity, _) in enumerate(answers):
-        hosts.setdefault(identity, []).append(rank)
+    for rank, answer in enumerate(answers):
+        hosts.setdefault(answer[0], []).append(rank)
     return Topology.of(hosts.values())

@@ -86,6 +86,21 @@ def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path
     assert output.count("RankFailure: rank 1 failed") >= 1
 
 
+def test_different_reductions_are_a_mismatch_on_every_rank(tmp_path: Path) -> None:
+    """One rank would wait in MPI's own reduction, where there is no deadline."""
+    body = (
+        "try:\n"
+        "    localsgd.world(reduction='native' if comm.rank == 1 else 'exact', deadline_s=15)\n"
+        "except localsgd.MismatchError as error:\n"
+        "    os.write(1, f'{error}\\n'.encode())\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    reason = 'reduction must be equal on all ranks, got ranks 0, 2: "exact"; rank 1: "native"'
+    assert output.count(reason) == 3
+
+
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     body = (
