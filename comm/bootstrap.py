@@ -49,7 +49,7 @@ def connect(
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
     if deadline_s is None:
-        deadline_s = _usual_deadline_s()
+        deadline_s = usual_deadline_s()
     waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
     mail = Mail(transport, waiter)
     answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
@@ -66,7 +66,8 @@ def connect(
         return Group(transport, alone, world, 0, setting)
 
 
-def _usual_deadline_s() -> float:
+def usual_deadline_s() -> float:
+    """``LOCALSGD_DEADLINE_S``, or ten minutes."""
     text = os.environ.get("LOCALSGD_DEADLINE_S", "") or str(DEADLINE_S)
     try:
         return float(text)

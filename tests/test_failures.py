@@ -196,6 +196,29 @@ def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layou
     assert "rank 1" in output
 
 
+@pytest.mark.parametrize("earlier", ["", "localsgd.world(deadline_s=20)\n"], ids=["first", "again"])
+def test_rank_that_does_not_ask_for_the_world_is_named(tmp_path: Path, earlier: str) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import threading\n"
+        "import localsgd\n"
+        "from mpi4py import MPI\n"
+        f"{earlier}"
+        "if MPI.COMM_WORLD.rank == 1:\n"
+        "    threading.Event().wait()\n"
+        "localsgd.world(deadline_s=1)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "localsgd.cli", "run", "-n", "2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "(deadline 1 s) for rank 1: no word yet" in ended.stderr
+
+
 def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
     body = (
         "try:\n"
