@@ -23,6 +23,7 @@ from .base import Array, Communicator, Json, Op, Reduction, Request, Traffic, Tr
 from .board import PAGE_BYTES, Board
 from .codecs import Codec
 from .entrance import Entrance
+from .errors import require_length
 from .fused import Job
 from .guards import Collective, OwnErrors
 from .header import Header
@@ -208,6 +209,9 @@ class Group:
             checks.buffer("receive", receive)
             checks.rank("dest", dest, self.size)
             checks.rank("source", source, self.size)
+            if dest == source == self.rank:
+                # Open MPI cuts what a rank sends itself without a word.
+                require_length(send.nbytes, receive.nbytes, source)
             incoming = self._mail.receive(receive, source, DIRECT)
             outgoing = self._mail.send(send, dest, DIRECT)
             self._mail.wait(incoming, source)
