@@ -14,13 +14,16 @@ from .waiting import BEHIND
 class Work:
     """A request whose work runs, or has run, in the background."""
 
-    def __init__(self, future: Future[None]) -> None:
-        self._future = future
+    def __init__(self, future: Future[None], is_own_thread: Callable[[], bool]) -> None:
+        """``is_own_thread()`` tells whether the caller is work of the same group itself."""
+        self._future, self._is_own_thread = future, is_own_thread
 
     def done(self) -> bool:
         return self._future.done()
 
     def wait(self, timeout_s: float | None = None) -> None:
+        if self._is_own_thread() and not self._future.done():
+            raise RuntimeError("work in the background cannot wait for work that comes after it")
         try:
             self._future.result(timeout_s)
         except FutureTimeoutError:
@@ -49,16 +52,19 @@ class Background:
         self._issued = [future for future in self._issued if not future.done()]
         future = self._executor.submit(run)
         self._issued.append(future)
-        return Work(future)
+        return Work(future, self._is_own_thread)
 
     def drain(self) -> None:
         """Returns once everything issued has ended, unless called by that work itself."""
-        if self._issued and threading.get_ident() != self._thread:
+        if self._issued and not self._is_own_thread():
             wait_for(self._issued)
             self._issued.clear()
 
     def close(self) -> None:
         """Ends the thread, once everything issued has ended."""
         if self._executor is not None:
-            self._executor.shutdown()
+            self._executor.shutdown(wait=not self._is_own_thread())
             self._executor = None
+
+    def _is_own_thread(self) -> bool:
+        return threading.get_ident() == self._thread

@@ -85,7 +85,7 @@ class Transport(Protocol):
         """Starts sending ``data`` (bytes, shape ``(n,)`` of uint8)."""
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
-        """Starts receiving exactly ``into.nbytes`` bytes."""
+        """Starts receiving exactly ``into.nbytes`` bytes; any other number is a MismatchError."""
 
     def split(self, colors: Sequence[int | None]) -> Transport | None:
         """The ranks with this rank's colour as a transport of their own; None for colour None.
@@ -111,6 +111,9 @@ class Communicator(Protocol):
     Ranks that call different verbs, or one verb with different lengths, dtypes, operations or
     regions, get a ``MismatchError`` on every rank before anything has changed. A rank whose
     own arguments are wrong raises its own error, and the others a ``MismatchError`` naming it.
+
+    A rank that fails within a call, as in an update, or gives up waiting takes part no more: its
+    later calls are a ``RankFailure``, and so are those of the ranks that wait for it.
     """
 
     @property
@@ -168,7 +171,7 @@ class Communicator(Protocol):
             update: ``update(part, reduced)`` sees every element of this rank's shard once, in
                 cache-sized blocks, between reduction and write-back, and changes ``reduced``
                 (shape ``(part.stop - part.start,)``, the buffer's dtype) in place.
-            mix: each rank ends with ``mix * own + (1 - mix) * result``, in [0, 1].
+            mix: each rank ends with ``mix * own + (1 - mix) * result``, in [0, 1]; 0 for integers.
             label: what this call is for, as in "round after step 6"; compared like the rest.
 
         Raises:
@@ -197,7 +200,11 @@ class Communicator(Protocol):
         """Every rank ends with the buffer of rank ``root``, to the bit."""
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
-        """Sends one buffer while receiving another; concerns the ranks named alone."""
+        """Sends one buffer while receiving another; concerns the ranks named alone.
+
+        Raises:
+            MismatchError: if what comes from ``source`` has not as many bytes as ``receive``.
+        """
 
     def gather(self, array: Array) -> list[Array]:
         """Every rank's one-dimensional array, of any length and dtype, on every rank."""

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
+from .agreement import require_equal
 from .base import Json, Reduction, Transport
 from .group import Group, Setting
 from .memory import why_not_shared
@@ -48,10 +49,11 @@ def connect(
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
     if deadline_s is None:
-        deadline_s = float(os.environ.get("LOCALSGD_DEADLINE_S", DEADLINE_S))
+        deadline_s = usual_deadline_s()
     waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
     mail = Mail(transport, waiter)
-    answers = mail.collect([_identity(), _asked(hosts, transport.size)])
+    answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
+    require_equal([answer[2] for answer in answers], "reduction")
     topology = _settle(answers)
     setting = Setting(deadline_s, reduction, Regions(transport.rank), clock)
     world = range(transport.size)
@@ -62,6 +64,15 @@ def connect(
             print(f"localsgd: every rank counts as a host of its own: {error}", file=sys.stderr)
         alone = Topology.of([[rank] for rank in world])
         return Group(transport, alone, world, 0, setting)
+
+
+def usual_deadline_s() -> float:
+    """``LOCALSGD_DEADLINE_S``, or ten minutes."""
+    text = os.environ.get("LOCALSGD_DEADLINE_S", "") or str(DEADLINE_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"LOCALSGD_DEADLINE_S must be seconds, got {text!r}") from None
 
 
 def _asked(hosts: HostsLike | None, size: int) -> Json:
@@ -97,6 +108,6 @@ def _settle(answers: list[Json]) -> Topology:
     if asked[0] is not None:
         return Topology.of(asked[0])
     hosts: dict[str, list[int]] = {}
-    for rank, (identity, _) in enumerate(answers):
-        hosts.setdefault(identity, []).append(rank)
+    for rank, answer in enumerate(answers):
+        hosts.setdefault(answer[0], []).append(rank)
     return Topology.of(hosts.values())

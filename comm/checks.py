@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from .arithmetic import DTYPES, FLOATS, OPS
 from .base import Array
+from .codecs import Codec
 
 _NAMES = {dtype.name: dtype for dtype in DTYPES}
 
@@ -53,10 +55,39 @@ def operation(op: str, dtype: np.dtype[Any], weight: float | None) -> None:
         raise ValueError(f"weight must be finite and at least 0, got {weight}")
 
 
-def share(name: str, value: float) -> None:
-    """Requires a number in [0, 1]."""
+def mix(value: float, dtype: np.dtype[Any]) -> None:
+    """Requires a number in [0, 1]; 0 for integers, whose differences wrap around."""
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        raise ValueError(f"mix must lie in [0, 1], got {value}")
+    if value and dtype not in FLOATS:
+        raise TypeError(f"mix needs a floating-point buffer, got {dtype.name}")
+
+
+def codec(value: object) -> None:
+    """Requires what can encode blocks of numbers, or None."""
+    if value is not None and not isinstance(value, Codec):
+        raise TypeError(f"codec must be a Codec, as FLOAT16 is, got {value!r}")
+
+
+def label(value: str) -> None:
+    """Requires words."""
+    if not isinstance(value, str):
+        raise TypeError(f"label must be a string, got {value!r}")
+
+
+def update(value: object) -> None:
+    """Requires a function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"update must be a function, got {value!r}")
+
+
+def length(count: int, dtype: np.dtype[Any]) -> int:
+    """The number of elements, as Python's own integer, which never overflows."""
+    whole_number("count", count, at_least=0)
+    most = sys.maxsize // dtype.itemsize
+    if count > most:
+        raise ValueError(f"count must be at most {most} of {dtype.name}, got {count}")
+    return operator.index(count)
 
 
 def rank(name: str, value: int, size: int) -> None:

@@ -6,13 +6,14 @@ keeps what its own message decodes to, so that every rank ends with the same bit
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 
+@runtime_checkable
 class Codec(Protocol):
     """A stateless way to write a block of numbers as bytes, block by block."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import header
 from .board import Board
-from .errors import MismatchError, name_ranks
+from .errors import MismatchError, RankFailure, name_ranks
 from .header import Header, Prepared
 from .messages import CONTROL, Mail
 from .topology import Topology
@@ -25,15 +25,16 @@ class Entrance:
 
     Attributes:
         sequence: how many collectives have begun.
+        failed: why this rank takes part no more; empty while it does.
     """
 
     def __init__(
         self, board: Board, mail: Mail, waiter: Waiter, topology: Topology, rank: int
     ) -> None:
-        self.sequence = 0
+        self.sequence, self.failed = 0, ""
         self._board, self._mail, self._waiter = board, mail, waiter
         self._hosts, self._home = topology.hosts, topology.host_of[rank]
-        me = self._hosts[self._home].index(rank)
+        self._rank, me = rank, self._hosts[self._home].index(rank)
         # Rank l of a host hears from rank l mod L of each host with L ranks.
         others = [ranks for host, ranks in enumerate(self._hosts) if host != self._home]
         self._sources = [ranks[me % len(ranks)] for ranks in others]
@@ -41,6 +42,11 @@ class Entrance:
         self._readers = [
             reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
         ]
+
+    def require_part(self) -> None:
+        """Raises RankFailure if this rank has failed: others wait for it somewhere else."""
+        if self.failed:
+            raise RankFailure(f"this rank takes part no more, since {self.failed}", [self._rank])
 
     def enter(self, call: Header | Prepared) -> list[bytes]:
         """Returns everyone's header once all ranks are about to do the same.
@@ -70,8 +76,15 @@ class Entrance:
         self._waiter.until(self._board.all_here, self._board.absent)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others of this host that this rank cannot go on."""
-        self._board.fail(f"{type(error).__name__}: {error}")
+        """Takes this rank out of the group, of which the others of this host are told.
+
+        A group of one goes on: nobody waits for it.
+        """
+        if self.failed or sum(len(ranks) for ranks in self._hosts) == 1:
+            return
+        known = isinstance(error, RankFailure)
+        self.failed = str(error) if known else f"{type(error).__name__}: {error}"
+        self._board.fail(self.failed)
 
     def leave(self) -> None:
         """Tells the others of this host that this rank has closed the group."""

@@ -33,3 +33,11 @@ def name_ranks(ranks: Sequence[int]) -> str:
     """The words for some ranks in a message: ``rank 3`` or ``ranks 0, 2``."""
     words = ", ".join(str(rank) for rank in ranks)
     return f"rank {words}" if len(ranks) == 1 else f"ranks {words}"
+
+
+def require_length(nbytes: int, expected: int, source: int) -> None:
+    """Raises MismatchError unless a message from ``source`` is as long as it should be."""
+    if nbytes != expected:
+        raise MismatchError(
+            f"the message from rank {source} must have {expected} bytes, got {nbytes}"
+        )

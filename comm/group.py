@@ -8,6 +8,7 @@ shared regions are reduced where they lie; private ones go through a bounded sta
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .base import Array, Communicator, Json, Op, Reduction, Request, Traffic, Tr
 from .board import PAGE_BYTES, Board
 from .codecs import Codec
 from .entrance import Entrance
+from .errors import require_length
 from .fused import Job
 from .guards import Collective, OwnErrors
 from .header import Header
@@ -93,9 +95,10 @@ class Group:
             self.rank,
             setting.regions,
             self._neighbours,
+            self._tell_of_private_memory,
         )
         self._one_host = len(topology.hosts) == 1
-        self._collective = Collective(self._background, setting.clock)
+        self._collective = Collective(self._background, self._entrance, setting.clock)
         self._own_errors = OwnErrors(self._entrance)
         native = transport if setting.reduction == "native" else None
         self._reductions = Reductions(
@@ -136,7 +139,7 @@ class Group:
         with self._collective:
             with self._own_errors:
                 kind = checks.buffer_dtype(dtype)
-                checks.whole_number("count", count, at_least=0)
+                count = checks.length(count, kind)
             self._entrance.enter(Header("allocate", dtype=kind, elements=count))
             try:
                 shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
@@ -183,6 +186,7 @@ class Group:
         with self._collective:
             with self._own_errors:
                 checks.buffer("buffer", buffer)
+                checks.codec(codec)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
             self._reductions.run(Job(None, [1.0] * self.size, codec), buffer)
 
@@ -200,16 +204,18 @@ class Group:
             )
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
-        self._collective.require_open()
-        checks.buffer("send", send, writeable=False)
-        checks.buffer("receive", receive)
-        checks.rank("dest", dest, self.size)
-        checks.rank("source", source, self.size)
-        self._background.drain()
-        incoming = self._mail.receive(receive, source, DIRECT)
-        outgoing = self._mail.send(send, dest, DIRECT)
-        self._mail.wait(incoming, source)
-        self._mail.wait(outgoing, dest)
+        with self._collective:
+            checks.buffer("send", send, writeable=False)
+            checks.buffer("receive", receive)
+            checks.rank("dest", dest, self.size)
+            checks.rank("source", source, self.size)
+            if dest == source == self.rank:
+                # Open MPI cuts what a rank sends itself without a word.
+                require_length(send.nbytes, receive.nbytes, source)
+            incoming = self._mail.receive(receive, source, DIRECT)
+            outgoing = self._mail.send(send, dest, DIRECT)
+            self._mail.wait(incoming, source)
+            self._mail.wait(outgoing, dest)
 
     def gather(self, array: Array) -> list[Array]:
         with self._collective:
@@ -253,6 +259,7 @@ class Group:
             with self._own_errors:
                 if color is not None:
                     checks.whole_number("color", color, at_least=0)
+                    color = operator.index(color)
             self._entrance.enter(Header("split"))
             colors = self._mail.collect(color)
             transport = self._transport.split(colors)
@@ -279,7 +286,7 @@ class Group:
         """Tells the other ranks of this host that this one takes part no more."""
         self._entrance.leave()
 
-    def _tell_of_private_memory(self, reason: CannotMap) -> None:
+    def _tell_of_private_memory(self, reason: Exception) -> None:
         if self.rank == 0 and not self._told:
             self._told = True
             words = "memory is not shared, and averages of it take longer"

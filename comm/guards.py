@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .background import Background
 from .entrance import Entrance
+from .errors import RankFailure
 from .waiting import Clock
 
 
@@ -16,22 +17,27 @@ class Collective:
         closed: whether no more are allowed.
     """
 
-    def __init__(self, background: Background, clock: Clock) -> None:
+    def __init__(self, background: Background, entrance: Entrance, clock: Clock) -> None:
         self.calls, self.seconds, self.closed = 0, 0.0, False
-        self._background, self._clock, self._begin = background, clock, 0.0
+        self._background, self._entrance, self._clock = background, entrance, clock
+        self._begin = 0.0
 
     def __enter__(self) -> None:
         self.require_open()
         self._background.drain()
+        self._entrance.require_part()
         self._begin = self._clock()
 
     def require_open(self) -> None:
         if self.closed:
             raise ValueError("the communicator must be open, got one that was closed")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.calls += 1
         self.seconds += self._clock() - self._begin
+        if isinstance(error, RankFailure) or (error and not isinstance(error, Exception)):
+            # It has left a collective in the middle, as an interrupt from the keyboard does, too.
+            self._entrance.fail(error)
 
 
 class OwnErrors:
@@ -44,5 +50,5 @@ class OwnErrors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TypeError | ValueError):
+        if isinstance(error, Exception):
             self._entrance.enter_with_error(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from typing import Protocol
 from weakref import WeakSet
 
@@ -18,8 +19,15 @@ _OPEN: WeakSet[Leaving] = WeakSet()
 
 
 def leave_at_exit(group: Leaving) -> None:
-    """Calls ``group.leave()`` when the process ends, if the group is still there."""
+    """Calls ``group.leave()`` when the process ends, if the group is still there.
+
+    The end of a forked copy of the process is not meant.
+    """
     _OPEN.add(group)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_OPEN.clear)
 
 
 @atexit.register

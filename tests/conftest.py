@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from backends import under_mpi
 from watchdog import watched
 
 LIMIT_S = 120
 
+
+# How long an example takes says more of what else the machine does.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # Comparisons with torch run where torch is: `make test-torch`.
 collect_ignore = [] if find_spec("torch") else ["with_torch"]

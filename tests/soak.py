@@ -102,13 +102,22 @@ class Soaked:
 
     def left(self) -> list[str]:
         """What is still there of the job, in words, once it had time to end."""
-        _until(lambda: self.launcher.poll() is not None and not self.there(), LIMIT_S)
-        return self.there()
+        there: list[str] = []
+
+        def nothing() -> bool:
+            # Other jobs come and go: what is there at one moment of the limit does not stay.
+            there[:] = self.there()
+            return self.launcher.poll() is not None and not there
+
+        _until(nothing, LIMIT_S)
+        return there
 
     def there(self) -> list[str]:
         """What is there of the job now: processes, and files that nobody uses."""
         found = [f"process {pid} ({_name(pid)})" for pid in self.processes()]
         mapped = {path for entry in Path("/proc").glob("[0-9]*") for path in _mapped(entry)}
+        # A folder of another job is used as long as something in it is.
+        mapped |= {str(Path(path).parent) for path in mapped}
         segments = {str(path) for path in set(SHARED.iterdir()) - self.segments} - mapped
         # Hydra's description of the machine bears no name of the job, and stays if it is killed.
         files = [str(path) for path in self.temporary.iterdir() if "hwloc" not in path.name]

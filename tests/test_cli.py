@@ -190,6 +190,31 @@ def test_signal_ends_the_job_and_leaves_no_process(tmp_path: Path, number: signa
         assert job.all_end()
 
 
+def test_a_hangup_that_is_ignored_ends_nothing(tmp_path: Path) -> None:
+    """As under ``nohup``; of two signals the first would say how the job ended."""
+    with ignoring(signal.SIGHUP), waiting_job(tmp_path) as job:
+        job.launcher.send_signal(signal.SIGHUP)
+        job.launcher.terminate()
+        assert job.launcher.wait(LIMIT_S) == 128 + signal.SIGTERM
+        assert job.all_end()
+
+
+@contextmanager
+def ignoring(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started meanwhile ignore a signal."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_job_runs_without_standard_output() -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "run", "-n", "1", "true"]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_ranks_that_ignore_the_signal_end_all_the_same(tmp_path: Path) -> None:
     """MPICH's mpirun passes SIGTERM on, and would wait for such ranks for ever."""
     with waiting_job(tmp_path, "import signal; signal.signal(15, signal.SIG_IGN)\n") as job:

@@ -68,6 +68,39 @@ def test_rank_that_raises_while_others_have_no_data_ends_the_job(
     assert "went on" not in output
 
 
+def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path: Path) -> None:
+    body = (
+        "native = localsgd.world(reduction='native', deadline_s=20)\n"
+        "def update(part, mean):\n"
+        "    if comm.rank == 1:\n"
+        "        raise KeyError('no such anchor')\n"
+        "try:\n"
+        "    native.allreduce(buffer, 'mean', update=update)\n"
+        "except (KeyError, localsgd.RankFailure) as error:\n"
+        "    os.write(1, f'{type(error).__name__}: {error}\\n'.encode())\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    assert output.count("KeyError: 'no such anchor'") == 3
+    assert output.count("RankFailure: rank 1 failed") >= 1
+
+
+def test_different_reductions_are_a_mismatch_on_every_rank(tmp_path: Path) -> None:
+    """One rank would wait in MPI's own reduction, where there is no deadline."""
+    body = (
+        "try:\n"
+        "    localsgd.world(reduction='native' if comm.rank == 1 else 'exact', deadline_s=15)\n"
+        "except localsgd.MismatchError as error:\n"
+        "    os.write(1, f'{error}\\n'.encode())\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    reason = 'reduction must be equal on all ranks, got ranks 0, 2: "exact"; rank 1: "native"'
+    assert output.count(reason) == 3
+
+
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     body = (
@@ -79,6 +112,67 @@ def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     code, output = run_job(tmp_path, body, layout=layout)
     assert code != 0
     assert "went on" not in output
+
+
+def test_rank_that_raises_after_the_end_of_mpi_says_so(tmp_path: Path) -> None:
+    body = (
+        "from mpi4py import MPI\n"
+        "MPI.Finalize()\n"
+        "if comm.rank == 1:\n"
+        "    raise KeyError('no such file')"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code != 0
+    assert "KeyError: 'no such file'" in output
+
+
+def test_the_end_of_a_forked_process_is_not_that_of_the_rank(tmp_path: Path) -> None:
+    """The others wait meanwhile, and look whether rank 1 can still come."""
+    body = (
+        "import atexit\n"
+        "if comm.rank == 1:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        atexit._run_exitfuncs()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "    sum(range(20_000_000))\n"
+        "comm.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("layout", ["2", "1+1"])
+def test_a_message_that_comes_too_late_finds_its_memory(tmp_path: Path, layout: str) -> None:
+    """Rank 0 has given up on it, and keeps nothing else of it."""
+    body = (
+        "import gc, weakref\n"
+        "brief = localsgd.world(deadline_s=2)\n"
+        "other, mine, theirs = 1 - comm.rank, np.ones(9), np.zeros(9)\n"
+        "if comm.rank == 0:\n"
+        "    found = weakref.ref(theirs)\n"
+        "    try:\n"
+        "        brief.sendrecv(mine, theirs, other, other)\n"
+        "    except localsgd.RankFailure as error:\n"
+        "        assert 'waited' in str(error)\n"
+        "    del theirs\n"
+        "    gc.collect()\n"
+        "    assert found() is not None\n"
+        "    try:\n"
+        "        brief.barrier()\n"
+        "    except localsgd.RankFailure as error:\n"
+        "        assert 'takes part no more' in str(error)\n"
+        "comm.barrier()\n"
+        "if comm.rank == 1:\n"
+        "    brief.sendrecv(mine, theirs, other, other)\n"
+        "    assert theirs.tolist() == [1.0] * 9\n"
+        "comm.barrier()\n"
+        "if comm.rank == 0:\n"
+        "    assert found() is not None\n"
+    )
+    code, output = run_job(tmp_path, body, ranks=2, layout=layout)
+    assert code == 0, output
 
 
 def test_rank_that_ends_early_is_named(tmp_path: Path) -> None:
@@ -100,6 +194,29 @@ def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layou
     assert code != 0
     assert "RankFailure: waited 1" in output
     assert "rank 1" in output
+
+
+@pytest.mark.parametrize("earlier", ["", "localsgd.world(deadline_s=20)\n"], ids=["first", "again"])
+def test_rank_that_does_not_ask_for_the_world_is_named(tmp_path: Path, earlier: str) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import threading\n"
+        "import localsgd\n"
+        "from mpi4py import MPI\n"
+        f"{earlier}"
+        "if MPI.COMM_WORLD.rank == 1:\n"
+        "    threading.Event().wait()\n"
+        "localsgd.world(deadline_s=1)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "localsgd.cli", "run", "-n", "2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "(deadline 1 s) for rank 1: no word yet" in ended.stderr
 
 
 def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
@@ -140,18 +257,21 @@ def test_a_rank_that_can_open_no_files_does_not_take_the_others_for_dead(tmp_pat
 def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     tmp_path: Path, layout: str
 ) -> None:
-    """Rank 1 may open no more files, so it can make no block; 0, 1 and 2 average to 1."""
+    """Rank 1 may open no more files, so it can make no block; 0, 1 and 2 average to 1.
+
+    Neither can it make the larger block through which private memory is usually reduced.
+    """
     body = (
         "import resource\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "if comm.rank == 1:\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
         "buffers = [comm.allocate(count, np.float64) for count in (100_000, 1_000)]\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
         "for buffer in buffers:\n"
         "    buffer[...] = comm.rank\n"
         "    comm.allreduce(buffer, 'mean')\n"
         "    assert set(buffer.tolist()) == {1.0}\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
     )
     code, said = run_job(tmp_path, body, layout=layout)
     assert code == 0, said

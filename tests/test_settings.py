@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from localsgd.cli.launcher import find_mpirun
-from localsgd.comm.settings import OPEN_MPI
+from localsgd.comm import solo, world
+from localsgd.comm.settings import OPEN_MPI, names_in_files
 
 LIMIT_S = 60
 PROGRAM = """
@@ -43,6 +46,26 @@ def test_plain_mpirun_gets_them_too(tmp_path: Path) -> None:
 def test_a_variable_of_the_user_stands(tmp_path: Path) -> None:
     own = {"OMPI_MCA_btl_tcp_links": "3"}
     assert settings_of_a_rank(tmp_path, own) == {**OPEN_MPI, **own}
+
+
+def test_a_file_may_be_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".openmpi").mkdir()
+    file = tmp_path / ".openmpi" / "mca-params.conf"
+    file.write_bytes("# für uns\nbtl = self,sm,tcp\n".encode("latin-1"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "OMPI_MCA_btl" in names_in_files(tmp_path / "bin" / "mpirun")
+
+
+def test_a_deadline_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALSGD_DEADLINE_S", "a minute")
+    with pytest.raises(ValueError, match="LOCALSGD_DEADLINE_S must be seconds, got 'a minute'"):
+        solo()
+
+
+def test_empty_variables_are_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALSGD_DEADLINE_S", "")
+    monkeypatch.setenv("LOCALSGD_HOSTS", "")
+    assert world().size == 1
 
 
 def test_a_file_of_the_user_stands(tmp_path: Path) -> None:

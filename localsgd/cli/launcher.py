@@ -112,7 +112,7 @@ class Mpirun:
             usual.update(PLACEMENT if self.major >= 5 else PLACEMENT_BEFORE_5)
             if os.geteuid() == 0:
                 usual.update(AS_ROOT)
-        if not sys.stdout.isatty():
+        if sys.stdout is None or not sys.stdout.isatty():
             # Ranks write to a terminal of the launcher's; progress bars ask this, too.
             usual["TTY_COMPATIBLE"] = "0"
         own = {*os.environ, *names_in_files(self.path)}

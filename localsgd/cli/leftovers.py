@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 SHARED = Path("/dev/shm")
@@ -126,12 +127,14 @@ def _creations(folder: Path) -> int | None:
 
 def _owned(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     """What in a folder has such a name and is this user's."""
-    found = []
+    found: list[Path] = []
     try:
-        for entry in os.scandir(folder):
-            owner = entry.stat(follow_symlinks=False).st_uid
-            if entry.name.startswith(prefixes) and owner == os.geteuid():
-                found.append(Path(entry.path))
+        entries = [entry for entry in os.scandir(folder) if entry.name.startswith(prefixes)]
     except OSError:
         return found
+    for entry in entries:
+        # Another job's may be gone by now.
+        with suppress(OSError):
+            if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                found.append(Path(entry.path))
     return found

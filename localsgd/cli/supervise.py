@@ -133,7 +133,10 @@ def _passing_on(send: Callable[[int], None]) -> Iterator[list[int]]:
             received.append(number)
         send(number)
 
-    previous = {number: signal.signal(number, handle) for number in PASSED_ON}
+    # ``nohup`` has it ignored.
+    unwanted = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heeded = [number for number in PASSED_ON if not (unwanted and number == signal.SIGHUP)]
+    previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield received
     finally:

@@ -79,6 +79,36 @@ WRONG: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         r"mix must lie in \[0, 1\], got 1.5",
     ),
+    "mix of integers": (
+        lambda comm: comm.allreduce(buffer(8, np.uint8), "sum", mix=0.5),
+        TypeError,
+        "mix needs a floating-point buffer, got uint8",
+    ),
+    "weight beyond floats": (
+        lambda comm: comm.allreduce(buffer(), "mean", weight=10**400),
+        OverflowError,
+        "int too large to convert to float",
+    ),
+    "codec by name": (
+        lambda comm: comm.allreduce(buffer(), "mean", codec="float16"),  # type: ignore[arg-type]
+        TypeError,
+        "codec must be a Codec, as FLOAT16 is, got 'float16'",
+    ),
+    "codec of a gathering by name": (
+        lambda comm: comm.allgather(buffer(), codec="float16"),  # type: ignore[arg-type]
+        TypeError,
+        "codec must be a Codec, as FLOAT16 is, got 'float16'",
+    ),
+    "update that is no function": (
+        lambda comm: comm.allreduce(buffer(), "mean", update=0.1),  # type: ignore[arg-type]
+        TypeError,
+        "update must be a function, got 0.1",
+    ),
+    "label that is no string": (
+        lambda comm: comm.allreduce(buffer(), "mean", label=["a"]),  # type: ignore[arg-type]
+        TypeError,
+        r"label must be a string, got \['a'\]",
+    ),
     "root outside": (
         lambda comm: comm.broadcast(buffer(), comm.size),
         ValueError,
@@ -88,6 +118,11 @@ WRONG: dict[str, tuple[Call, type[Exception], str]] = {
         lambda comm: comm.allocate(-1, np.float32),
         ValueError,
         "count must be at least 0, got -1",
+    ),
+    "count beyond all memory": (
+        lambda comm: comm.allocate(2**63, np.float32),
+        ValueError,
+        "count must be at most 2305843009213693951 of float32, got 9223372036854775808",
     ),
     "boolean count": (
         lambda comm: comm.allocate(True, np.float32),

@@ -95,6 +95,45 @@ def test_sendrecv_passes_buffers_round_a_ring(workers: Workers) -> None:
     workers.run(body)
 
 
+def test_messages_of_another_length_are_an_error_where_they_come(workers: Workers) -> None:
+    """A byte too few and one too many, each to oneself where there is nobody else."""
+
+    def body(comm: Communicator) -> None:
+        source = (comm.rank - 1) % comm.size
+        for count in (9, 11):
+            with pytest.raises(
+                MismatchError, match=rf"message from rank {source} must have 10 bytes, got"
+            ):
+                comm.sendrecv(
+                    np.ones(count, np.uint8),
+                    np.zeros(10, np.uint8),
+                    (comm.rank + 1) % comm.size,
+                    source,
+                )
+        comm.barrier()
+
+    workers.run(body)
+
+
+def test_counts_and_colours_may_be_numpys(workers: Workers) -> None:
+    """Bytes of the former exceed a narrow integer, though their number does not."""
+
+    def body(comm: Communicator) -> None:
+        assert comm.allocate(np.int8(100), np.float32).size == 100  # type: ignore[arg-type]
+        part = comm.split(np.arange(comm.size)[comm.rank] % 2)
+        assert part.size == len(range(comm.rank % 2, comm.size, 2))
+
+    workers.run(body)
+
+
+def test_colours_may_be_of_any_size(workers: Workers) -> None:
+    def body(comm: Communicator) -> None:
+        part = comm.split(2**70 + comm.rank % 2)
+        assert part.size == len(range(comm.rank % 2, comm.size, 2))
+
+    workers.run(body)
+
+
 def test_background_work_ends_before_later_calls_and_gives_the_same_bits(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
         first, second = comm.allocate(50_000, np.float32), comm.allocate(50_000, np.float32)
@@ -135,6 +174,18 @@ def test_split_groups_reduce_their_parents_memory_in_place(workers: Workers) -> 
         assert same_bits(buffer, mine) == (part.size == 1)
         comm.allreduce(buffer, "mean")
         assert len(set(comm.collect(buffer.tobytes().hex()))) == 1
+
+    workers.run(body)
+
+
+def test_groups_may_be_more_than_mpi_has_communicators(workers: Workers) -> None:
+    """MPICH has 2,048. Two ranks do, since each group is one of theirs."""
+
+    def body(comm: Communicator) -> None:
+        for _ in range(2100 if comm.size == 2 else 1):
+            part = comm.split(comm.rank)
+            part.close()
+        comm.barrier()
 
     workers.run(body)
 

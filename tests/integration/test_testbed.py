@@ -113,7 +113,7 @@ def test_a_killed_owner_leaves_nothing_behind() -> None:
 def test_a_job_that_takes_too_long_is_ended_with_its_output_kept() -> None:
     with hosts_up([1]) as hosts:
         with pytest.raises(subprocess.TimeoutExpired) as raised:
-            hosts.run_on(0, ["sh", "-c", "echo begun; exec sleep 600"], timeout_s=1.0)
+            hosts.run_on(0, ["sh", "-c", "echo begun; exec sleep 600"], timeout_s=5.0)
         assert raised.value.output == "begun\n"
 
 
