@@ -6,7 +6,6 @@ own setting. A rank that raises takes the job down with its message: the others 
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import traceback
@@ -55,15 +54,23 @@ class MpiTransport:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, ranks: Sequence[int], number: int, numbers: _Numbers
+        self,
+        comm: MPI.Intracomm,
+        ranks: Sequence[int],
+        number: int,
+        numbers: _Numbers,
+        waiter: Waiter,
     ) -> None:
         """Takes part as this process among ``ranks``; not collective.
 
         Args:
             ranks: the members, as ranks of ``comm``.
             number: tells the messages of this group from those of others between two ranks.
+            numbers: those that groups of this process have used, this one among them.
+            waiter: waits for the others where a group is split.
         """
         self._comm, self._ranks, self._numbers = comm, tuple(ranks), numbers
+        self._waiter = waiter
         self.rank, self.size = self._ranks.index(comm.Get_rank()), len(self._ranks)
         # Used again from the start after so many that the early groups have been left.
         different = (comm.Get_attr(MPI.TAG_UB) or 32_767) // _TAGS_PER_GROUP
@@ -78,7 +85,7 @@ class MpiTransport:
             comm, request = MPI.COMM_WORLD.Idup()
             others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
             waiter.until(request.Test, lambda: others)
-            _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers()))
+            _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers(), waiter))
         everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
         assert everyone is not None
         return everyone
@@ -92,11 +99,11 @@ class MpiTransport:
         return _Receipt(request, into.size, source)
 
     def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
-        # All ranks are here, since their colours are known.
-        return self._split(colors, Waiter(math.inf, lambda _: None, lambda _: "on its way"))
+        return self._split(colors, self._waiter)
 
     def _split(self, colors: Sequence[int | None], waiter: Waiter) -> MpiTransport | None:
-        number = self._agree_on_number(waiter)
+        # A number that none of these ranks has used: the largest of what each would take.
+        number: int = max(Mail(self, waiter).collect(self._numbers.next))
         self._numbers.next = number + 1
         color = colors[self.rank]
         if color is None:
@@ -104,7 +111,7 @@ class MpiTransport:
         members = [
             rank for rank, theirs in zip(self._ranks, colors, strict=True) if theirs == color
         ]
-        return MpiTransport(self._comm, members, number, self._numbers)
+        return MpiTransport(self._comm, members, number, self._numbers, waiter)
 
     def check(self, missing: Sequence[int]) -> None:
         """The library itself ends the job when a process dies."""
@@ -120,11 +127,6 @@ class MpiTransport:
         """A communicator of this group's ranks alone, which the library's reduction needs."""
         group = self._comm.Get_group().Incl(self._ranks)
         return self._comm.Create_group(group, self._first_tag + _REDUCING)
-
-    def _agree_on_number(self, waiter: Waiter) -> int:
-        """A number that none of these ranks has used: the largest of what each would take."""
-        theirs: list[int] = Mail(self, waiter).collect(self._numbers.next)
-        return max(theirs)
 
 
 # The transport of all processes, once there is one.

@@ -19,8 +19,9 @@ from .errors import RankFailure, name_ranks
 _SPINS, _NAP_S = 2_000, 50e-6
 _SPINS_BEHIND, _NAP_BEHIND_S = 1, 500e-6
 _CHECK_EVERY_S = 0.25
-# No nap, nor a busy machine, keeps a rank from looking for so long.
-_STOPPED_S = 10.0
+# The most that counts between two looks: no nap, nor a busy machine, keeps a rank from looking so
+# long, so it was stopped, and perhaps the others, too, as a batch system suspends all of a job.
+_LONGEST_STEP_S = 10.0
 
 Clock = Callable[[], float]
 
@@ -80,11 +81,8 @@ class Waiter:
         last = begin
         while not done():
             now = self._clock()
-            if now - last > _STOPPED_S:
-                # This process did not run, and so the others may not have, all of a job that a
-                # batch system has suspended: they get the time that they had.
-                begin, warn_at = begin + now - last, warn_at + now - last
-            last = now
+            stopped = max(now - last - _LONGEST_STEP_S, 0.0)
+            begin, warn_at, last = begin + stopped, warn_at + stopped, now
             if now >= next_check:
                 next_check = now + _CHECK_EVERY_S
                 self._look(done, missing())

@@ -45,3 +45,10 @@ def test_time_in_which_a_process_was_stopped_does_not_count() -> None:
     waiter = Waiter(60.0, lambda ranks: None, lambda ranks: "nowhere", clock)
     waiter.until(lambda: next(looks, True), lambda: [1])
     assert next(times, None) is None
+
+
+def test_a_clock_that_leaps_comes_to_the_deadline() -> None:
+    times = iter(range(0, 100_000, 1_000))
+    waiter = Waiter(60.0, lambda ranks: None, lambda ranks: "nowhere", lambda: float(next(times)))
+    with pytest.raises(RankFailure, match=r"waited 60.0 s \(deadline 60 s\) for rank 1: nowhere"):
+        waiter.until(lambda: False, lambda: [1])
