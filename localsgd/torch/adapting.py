@@ -141,6 +141,10 @@ class CoreAverager(ModelAverager):
         """Adds to the weight of this worker in the next round, as the core's does."""
         self.averager.record_samples(count)
 
+    def forget_samples(self) -> None:
+        """Begins new accounts, as the core's does."""
+        self.averager.forget_samples()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume."""
         return dict(self._saved) if self._averager is None else self._averager.state_dict()

@@ -254,6 +254,8 @@ class PostLocalSGDOptimizer(Optimizer):
             parts["averager"] = self.averager
         # Each rank by itself, as torch's optimizers; rounds find ranks that loaded other steps.
         load_together(NON_MEMBER, state_dict, self.averager, parts, optional=("averager",))
+        if isinstance(self.averager, CoreAverager) and "averager" not in state_dict:
+            self.averager.forget_samples()
         if "step" not in state_dict:
             warnings.warn(
                 "Loaded state dict does not contain a step counter for an averager. "

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.model_averaging import averagers as torch_aver
 from torch.nn import Parameter
 
 import localsgd.torch as ours
-from localsgd import solo
+from localsgd import run_threads, solo
 from torch_models import linear, train, wrapped
 from torch_ranks import TorchOptimizer, run_ranks
 
@@ -58,6 +58,23 @@ def test_a_plain_optimizer_does_not_keep_the_step() -> None:
     with pytest.warns(UserWarning, match="does not contain a step counter"):
         optimizer.load_state_dict(plain.state_dict())
     assert optimizer.averager.step == 0
+
+
+def test_samples_from_before_a_load_without_an_averagers_state_weigh_no_more() -> None:
+    """The 98 samples that rank 1 saw more are gone: the mean of 0 and -2 is plain."""
+
+    def body(comm: Any) -> float:
+        param = Parameter(torch.zeros(1))
+        averager = ours.PeriodicModelAverager(4, process_group=comm)
+        optimizer = ours.PostLocalSGDOptimizer(torch.optim.SGD([param], lr=1.0), averager)
+        averager.record_samples(1 + 98 * comm.rank)
+        optimizer.load_state_dict({**optimizer.optim.state_dict(), "step": 0})
+        averager.record_samples(1)
+        param.grad = torch.full((1,), 2.0 * comm.rank)
+        optimizer.step()
+        return param.item()
+
+    assert run_threads(2, body) == [-1.0] * 2
 
 
 def test_torchs_checkpoints_load_into_ours_and_ours_into_torchs() -> None:
