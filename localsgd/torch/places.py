@@ -9,7 +9,7 @@ device stays there, and has its place as a copy on the host.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -111,6 +111,12 @@ class Placed:
             for tensor, (mine, place) in zip(tensors, self._pairs, strict=True)
         )
 
+    def hold_all_of(self, tensors: Collection[Tensor]) -> bool:
+        """Whether these are the tensors and all lie here, so that no two of them are tied."""
+        return self.holds(list(tensors)) and all(
+            place.home.holds(tensor) for tensor, place in self._pairs
+        )
+
     @property
     def whole_arenas(self) -> tuple[Arena, ...]:
         """The arenas themselves, whatever else they hold."""
@@ -160,7 +166,11 @@ def placed(
     """
 
     def prepare() -> _Choice:
-        tied = _tied(select())
+        tensors = select()
+        if known is not None and known.hold_all_of(tensors.values()):
+            each = {name: [tensor] for name, tensor in tensors.items()}
+            return _Choice(each, known.lines, known.whereabouts, known)
+        tied = _tied(tensors)
         if not tied:
             raise ValueError("params must hold at least one parameter to average, got none")
         first = {name: same[0] for name, same in tied.items()}
