@@ -272,3 +272,19 @@ def test_a_part_of_the_placed_parameters_is_averaged_alone() -> None:
 
     for rank, values in enumerate(run_threads(2, body)):
         assert values == [0.5, 0.5, rank, 0.5, rank]
+
+
+def test_parameters_that_are_tied_later_stay_tied() -> None:
+    """A head that becomes its embedding after a first average: both are the mean of 1 and 3."""
+
+    def body(comm: Any) -> Any:
+        embedding, head = (Parameter(torch.zeros(2)) for _ in range(2))
+        averager = ours.PeriodicModelAverager(RARELY, 0, comm)
+        averager.average_parameters([embedding, head])
+        head.data = embedding.data
+        with torch.no_grad():
+            embedding.fill_(1.0 + 2.0 * comm.rank)
+        averager.flush([embedding, head])
+        return embedding.tolist(), head.data_ptr() == embedding.data_ptr()
+
+    assert run_threads(2, body) == [([2.0, 2.0], True)] * 2
