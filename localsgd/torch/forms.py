@@ -77,6 +77,10 @@ class Form:
         parts = (2,) if self.dtype.is_complex else ()
         return (*(self.shape[dim] for dim in self.order), *parts)
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor has this dtype and shape."""
+        return tensor.dtype == self.dtype and tensor.shape == self.shape
+
     def orders(self, tensor: Tensor) -> bool:
         """Whether a tensor of this shape has its elements in this order."""
         mine, its = (

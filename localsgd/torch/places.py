@@ -78,7 +78,7 @@ def place_of(tensor: Tensor) -> Place | None:
     if found is None or found[0]() is not tensor:
         return None
     place = found[1]
-    if place.form.dtype != tensor.dtype or place.form.shape != tuple(tensor.shape):
+    if not place.form.fits(tensor):
         return None
     return place if place.home.holds(tensor) or place.form.orders(tensor) else None
 
@@ -113,8 +113,9 @@ class Placed:
 
     def hold_all_of(self, tensors: Collection[Tensor]) -> bool:
         """Whether these are the tensors and all lie here, so that no two of them are tied."""
-        return self.holds(list(tensors)) and all(
-            place.home.holds(tensor) for tensor, place in self._pairs
+        return len(tensors) == len(self._pairs) and all(
+            tensor is mine and place.home.holds(tensor) and place.form.fits(tensor)
+            for tensor, (mine, place) in zip(tensors, self._pairs, strict=True)
         )
 
     @property
