@@ -95,6 +95,6 @@ def _connected(process_group: dist.ProcessGroup | None) -> Group:
     if known is None or known.closed:
         # A layout is one of all ranks; those of a smaller group are where they are.
         hosts = os.environ.get("LOCALSGD_HOSTS") if process_group is dist.group.WORLD else None
-        known = communication.connect(GlooTransport.over(process_group), hosts=hosts)
+        known = communication.connect(GlooTransport.over(process_group), hosts=hosts or None)
         _CONNECTED[process_group] = known
     return known
