@@ -8,7 +8,7 @@ from localsgd.averagers import (
     PeriodicModelAverager,
     average_parameters,
 )
-from localsgd.buffers import Buffers, Variance
+from localsgd.buffers import Buffers
 from localsgd.comm import (
     NON_MEMBER,
     Communicator,
@@ -24,6 +24,7 @@ from localsgd.data import ShardSampler
 from localsgd.gradients import GradientStage
 from localsgd.local_sgd import LocalSGD
 from localsgd.optimizer import PostLocalSGDOptimizer
+from localsgd.rules import Derived, Variance, WeightedMean
 from localsgd.schedules import Schedule, aligned, every, post_local, when
 from localsgd.streams import RandomStreams
 
@@ -32,6 +33,7 @@ __all__ = [
     "Arena",
     "Buffers",
     "Communicator",
+    "Derived",
     "FlatArrays",
     "GradientStage",
     "HierarchicalModelAverager",
@@ -48,6 +50,7 @@ __all__ = [
     "Topology",
     "Traffic",
     "Variance",
+    "WeightedMean",
     "aligned",
     "average_parameters",
     "every",

@@ -7,11 +7,13 @@ rank with bad input raises its own error, and the others, at once, one that name
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from localsgd.comm import NON_MEMBER, world
-from localsgd.comm.base import Communicator
+from localsgd.comm.base import Array, Communicator, as_bytes
 from localsgd.comm.errors import MismatchError, name_ranks
 
 T = TypeVar("T")
@@ -103,6 +105,26 @@ def first_difference(lists: Sequence[Sequence[str]]) -> str:
         if len(ranks_with) > 1:
             return "; ".join(f"{line} on {name_ranks(ranks)}" for line, ranks in ranks_with.items())
     raise ValueError("lists must differ, got equal ones")
+
+
+def lines_of_values(kind: str, values: Mapping[str, Array]) -> list[str]:
+    """A line for every array that differs where its values do, to the bit."""
+    return [
+        f"{kind} {name!r} with digest {digest_of(array)[:16]}" for name, array in values.items()
+    ]
+
+
+def digest_of(array: Array) -> str:
+    """A digest of an array's values, in row-major order."""
+    return hashlib.sha256(as_bytes(np.ascontiguousarray(array).reshape(-1)).data).hexdigest()
+
+
+def difference_of(comm: Communicator, lines: Sequence[str]) -> str | None:
+    """The first line on which the ranks differ, in words; None if they are equal. Collective."""
+    digests = comm.collect(_digest(lines))
+    if digests == digests[:1] * len(digests):
+        return None
+    return first_difference(comm.collect(list(lines)))
 
 
 def _digest(lines: Sequence[str]) -> str:

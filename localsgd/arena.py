@@ -6,7 +6,6 @@ never moves: views taken once stay valid through rounds, loads and changes of th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -14,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed, first_difference, workers_of
-from localsgd.comm.base import Array, Communicator, as_bytes
-from localsgd.comm.errors import MismatchError, name_ranks
+from localsgd.agreement import agreed, difference_of, lines_of_values, workers_of
+from localsgd.comm.base import Array, Communicator
+from localsgd.comm.errors import MismatchError
 from localsgd.layout import Layout, check_parameters
 from localsgd.named import NamedViews
 
@@ -222,17 +221,8 @@ def as_arenas(params: Arenas) -> tuple[Arena, ...]:
 
 
 def _check_equal(comm: Communicator, arena: Arena) -> None:
-    digests = comm.collect(_digest(arena.flat))
-    ranks = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if ranks:
-        lines = [
-            f"parameter {name!r} with digest {_digest(view)[:8]}" for name, view in arena.items()
-        ]
+    difference = difference_of(comm, lines_of_values("parameter", arena))
+    if difference is not None:
         raise MismatchError(
-            f"with start='check' all ranks must start from equal values, got others than rank "
-            f"0's on {name_ranks(ranks)}: {first_difference(comm.collect(lines))}"
+            f"with start='check' all ranks must start from equal values, got {difference}"
         )
-
-
-def _digest(array: Array) -> str:
-    return hashlib.sha256(as_bytes(array.reshape(-1)).data).hexdigest()

@@ -1,43 +1,42 @@
 """What a model keeps besides its parameters: named arrays, each with a rule for its average.
 
 A batch normalisation has running means, running variances and a counter. The means are averaged,
-the counter becomes the largest, and the variance is that of all workers' data together:
-
-    mean = Σ w_i mean_i / W
-    var  = Σ w_i (var_i + (mean_i - mean)²) / W
-
-since the variance of a mixture is the mean of the variances plus the variance of the means. The
-means of identical workers do not move, so the second term is 0 and their bits stay.
+the counter becomes the largest, and the variance is that of all workers' data together, since the
+variance of a mixture is the mean of the variances plus the variance of the means. What is pooled
+so is computed from differences to the mean, which are 0 for identical workers: their bits stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed, workers_of
-from localsgd.comm.arithmetic import FLOATS, INTEGERS, work_dtype
+from localsgd.agreement import agreed, difference_of, lines_of_values, workers_of
+from localsgd.comm.arithmetic import work_dtype
 from localsgd.comm.base import Array, Communicator
+from localsgd.comm.errors import MismatchError
 from localsgd.layout import Layout
 from localsgd.named import NamedViews
+from localsgd.rules import (
+    Derived,
+    Rule,
+    Variance,
+    WeightedMean,
+    checked_rules,
+    spread,
+    words_of_rule,
+)
 
-
-@dataclass(frozen=True)
-class Variance:
-    """The rule of a buffer of variances.
-
-    Attributes:
-        mean: the name of the buffer of the means about which they are.
-    """
-
-    mean: str
-
-
-Rule: TypeAlias = "Literal['mean', 'max', 'keep'] | Variance"
+# What is no number to the communicator travels as this many of others.
+_CARRIERS: Mapping[np.dtype[Any], tuple[np.dtype[Any], int]] = {
+    np.dtype(bool): (np.dtype(np.uint8), 1),
+    np.dtype(np.complex64): (np.dtype(np.float32), 2),
+    np.dtype(np.complex128): (np.dtype(np.float64), 2),
+}
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,31 @@ class _Store:
     """The buffers of one rule and dtype, in one stretch of memory.
 
     Attributes:
-        rule: "mean", "max", "keep" or "variance".
-        flat: the memory, shape ``(count,)``.
-        layout: where each lies in it.
+        rule: a plain rule, or the class of another.
+        flat: the memory as numbers that can be reduced, shape ``(count,)``.
+        views: the buffers in it, by name.
+        wide: memory to pool in, shape ``(count,)``, in the dtype of the arithmetic; else None.
+        wide_views: the same as the views.
     """
 
     rule: str
     flat: Array
-    layout: Layout
+    views: Mapping[str, Array]
+    wide: Array | None
+    wide_views: Mapping[str, Array]
 
 
 class Buffers(NamedViews):
     """Named arrays that training does not step, averaged along with the parameters.
 
-    ``buffers["running_mean"]`` is a view that stays valid; write into it. Rules: ``"mean"``
-    (floats), ``"max"`` (a counter: the largest of all workers', whatever they weigh),
-    ``Variance(mean="running_mean")`` (floats), and ``"keep"`` (each worker keeps its own).
+    ``buffers["running_mean"]`` is a view that stays valid; write into it. Rules:
+
+    - ``"mean"``: floats and complex numbers; ``Variance`` and ``WeightedMean``: floats.
+    - ``"max"``, ``"min"``: the largest and smallest of all workers', whatever they weigh; of
+      floats, integers (a counter) and booleans (any and all).
+    - ``"equal"``: compared before every round, as a mask; a difference is an error.
+    - ``"keep"``: each worker keeps its own.
+    - ``Derived``: computed anew.
 
     >>> import numpy as np
     >>> values = {"mean": np.zeros(3), "var": np.ones(3), "batches": np.array(0)}
@@ -79,13 +87,14 @@ class Buffers(NamedViews):
         """Copies ``values`` in and agrees on names, shapes, dtypes and rules. Collective.
 
         Args:
-            values: names and initial values, floats or integers; not used afterwards.
-            rules: of those buffers that are to have another than "max" for integers, "mean" for
-                floats, and "keep" for floats of which any is not finite, as in a mask of -inf:
-                the mean of infinities is NaN.
+            values: names and initial values: floats, integers, booleans or complex numbers; not
+                used afterwards.
+            rules: by name or pattern (``"*.mask"``), of those buffers that are to have another than
+                "max" for integers, "equal" for booleans, "mean" for floats and complex numbers, and
+                "keep" where any of them is not finite, as in a mask of -inf: the mean of infinities
+                is NaN.
             comm: the workers that hold this model; None means ``localsgd.world()``.
-            start: "broadcast" gives all workers the values of rank 0, except under "keep";
-                "keep" leaves each its own.
+            start: "broadcast" gives all workers the values of rank 0; "keep" leaves each its own.
 
         Raises:
             TypeError, ValueError: if this rank's values or rules are invalid.
@@ -96,7 +105,7 @@ class Buffers(NamedViews):
         def prepare() -> dict[str, Rule]:
             if start not in ("broadcast", "keep"):
                 raise ValueError(f"start must be 'broadcast' or 'keep', got {start!r}")
-            return _checked_rules(values, rules)
+            return checked_rules(values, rules)
 
         self._rules = agreed(
             self._comm, "buffers", prepare, lambda made: [*_lines(values, made), f"start={start!r}"]
@@ -104,22 +113,15 @@ class Buffers(NamedViews):
         self._stores: list[_Store] = []
         views: dict[str, Array] = {}
         for (kind, dtype), names in self._by_kind(values).items():
-            layout = Layout(tuple(names), tuple(values[name].shape for name in names), dtype)
-            store = _Store(kind, self._comm.allocate(layout.count, dtype), layout)
-            views.update(layout.views(store.flat))
+            store = self._store(kind, dtype, {name: values[name].shape for name in names})
+            views.update(store.views)
             self._stores.append(store)
         super().__init__({name: views[name] for name in values})
-        self._wide = {
-            id(store): self._comm.allocate(store.flat.size, work_dtype(store.flat.dtype))
-            for store in self._stores
-            if store.rule == "variance"
-        }
         for name, view in self._views.items():
             view[...] = values[name]
         if start == "broadcast":
             for store in self._stores:
-                if store.rule != "keep":
-                    self._comm.broadcast(store.flat, 0)
+                self._comm.broadcast(store.flat, 0)
 
     @property
     def comm(self) -> Communicator:
@@ -133,7 +135,8 @@ class Buffers(NamedViews):
 
     def __repr__(self) -> str:
         parts = [
-            f"{name}{list(view.shape)}: {_words(self._rules[name])}" for name, view in self.items()
+            f"{name}{list(view.shape)}: {words_of_rule(self._rules[name])}"
+            for name, view in self.items()
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -142,31 +145,86 @@ class Buffers(NamedViews):
         return "buffers"
 
     def ready(self, group: Communicator, weight: float | None) -> None:
-        """Nothing is left to find out: names, shapes and rules were agreed on."""
+        """Compares the buffers that must be equal; names, shapes and rules were agreed on.
+
+        Raises:
+            MismatchError: on every rank of the group, naming the first that differs.
+        """
+        same = {name: self[name] for name, rule in self._rules.items() if rule == "equal"}
+        if same:
+            require_equal(group, lines_of_values("buffer", same))
 
     def join(self, group: Communicator, weight: float | None) -> None:
         """Brings every buffer to its average over the group. Collective.
 
-        Needs memory of the size of the variances, taken at construction.
+        Needs memory of the size of what is pooled, taken at construction.
         """
-        variances = [store for store in self._stores if store.rule == "variance"]
-        for store in variances:
-            for name, wide in store.layout.views(self._wide[id(store)]).items():
-                wide[...] = self._views[self._mean_of(name)]
+        numbers = self._before_pooling()
         for store in self._stores:
-            if store.rule == "mean":
+            if store.rule in ("mean", "WeightedMean"):
                 group.allreduce(store.flat, "mean", weight=weight, label="buffers, mean")
-            elif store.rule == "max":
-                group.allreduce(store.flat, "max", label="buffers, max")
-        for store in variances:
-            wide_flat = self._wide[id(store)]
-            with np.errstate(all="ignore"):
-                for name, wide in store.layout.views(wide_flat).items():
-                    wide -= self._views[self._mean_of(name)].astype(wide.dtype)
+            elif store.rule in ("max", "min"):
+                op: Literal["max", "min"] = "max" if store.rule == "max" else "min"
+                group.allreduce(store.flat, op, label=f"buffers, {op}")
+        self._pool(group, weight, numbers)
+        self._derive(group)
+
+    def _before_pooling(self) -> dict[str, Array]:
+        """Puts aside this worker's own values that pooling needs; gives the numbers of each."""
+        numbers: dict[str, Array] = {}
+        for name, wide, rule in self._pooled():
+            if isinstance(rule, Variance):
+                wide[...] = self._views[rule.mean]
+            else:
+                wide[...] = self._views[name]
+                numbers[name] = self._views[rule.by].astype(wide.dtype)
+        return numbers
+
+    def _pool(
+        self, group: Communicator, weight: float | None, numbers: Mapping[str, Array]
+    ) -> None:
+        with np.errstate(all="ignore"):
+            for name, wide, rule in self._pooled():
+                mean = self._views[rule.mean if isinstance(rule, Variance) else name]
+                wide -= mean.astype(wide.dtype)
+                if isinstance(rule, Variance):
                     np.square(wide, out=wide)
                     wide += self._views[name].astype(wide.dtype)
-            group.allreduce(wide_flat, "mean", weight=weight, label="buffers, variance")
-            store.flat[...] = wide_flat
+                else:
+                    wide *= spread(numbers[name], wide.shape)
+        for store in self._stores:
+            if store.wide is not None:
+                group.allreduce(store.wide, "mean", weight=weight, label=f"buffers, {store.rule}")
+        for name, wide, rule in self._pooled():
+            if isinstance(rule, Variance):
+                self._views[name][...] = wide
+            else:
+                number = spread(self._views[rule.by].astype(wide.dtype), wide.shape)
+                shift = np.divide(wide, number, out=np.zeros_like(wide), where=number > 0)
+                self._views[name][...] = self._views[name].astype(wide.dtype) + shift
+
+    def _pooled(self) -> Iterator[tuple[str, Array, Variance | WeightedMean]]:
+        """Every buffer that is pooled: its name, wide memory and rule."""
+        for store in self._stores:
+            for name, wide in store.wide_views.items():
+                rule = self._rules[name]
+                assert isinstance(rule, Variance | WeightedMean)
+                yield name, wide, rule
+
+    def _derive(self, group: Communicator) -> None:
+        """Computes on the group's first worker what follows from the rest; all get it."""
+        derived = [(name, rule) for name, rule in self._rules.items() if isinstance(rule, Derived)]
+        if not derived:
+            return
+
+        def compute() -> None:
+            for name, rule in derived if group.rank == 0 else ():
+                self[name] = np.asarray(rule.compute(self))
+
+        agreed(group, "derived buffers", compute, lambda _: ())
+        for store in self._stores:
+            if store.rule == "Derived":
+                group.broadcast(store.flat, 0)
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every buffer by name."""
@@ -204,79 +262,34 @@ class Buffers(NamedViews):
         names: dict[tuple[str, np.dtype[Any]], list[str]] = {}
         for name, array in values.items():
             rule = self._rules[name]
-            kind = "variance" if isinstance(rule, Variance) else rule
+            kind = rule if isinstance(rule, str) else type(rule).__name__
             names.setdefault((kind, array.dtype), []).append(name)
         return names
 
-    def _mean_of(self, name: str) -> str:
-        rule = self._rules[name]
-        assert isinstance(rule, Variance)
-        return rule.mean
+    def _store(
+        self, kind: str, dtype: np.dtype[Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> _Store:
+        carrier, parts = _CARRIERS.get(dtype, (dtype, 1))
+        layout = Layout(tuple(shapes), tuple(shapes.values()), dtype)
+        flat = self._comm.allocate(layout.count * parts, carrier)
+        if kind not in ("Variance", "WeightedMean"):
+            return _Store(kind, flat, layout.views(flat.view(dtype)), None, {})
+        wide = self._comm.allocate(layout.count, work_dtype(dtype))
+        return _Store(kind, flat, layout.views(flat), wide, layout.views(wide))
 
 
-def _checked_rules(
-    values: Mapping[str, NDArray[Any]], rules: Mapping[str, Rule] | None
-) -> dict[str, Rule]:
-    """The rule of every buffer, the default ones included."""
-    given = {} if rules is None else rules
-    if not isinstance(values, Mapping) or not isinstance(given, Mapping):
-        raise TypeError(f"values and rules must be mappings by name, got {values!r} and {rules!r}")
-    for name in given:
-        if name not in values:
-            raise ValueError(f"rules must be of buffers that are given, got {name!r}")
-    checked: dict[str, Rule] = {}
-    for name, array in values.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise TypeError(f"buffers must be numpy arrays by name, got {name!r}: {array!r}")
-        if array.dtype not in FLOATS + INTEGERS:
-            raise TypeError(
-                f"buffer {name!r} must be of floats or integers, the dtypes that rules "
-                f"'mean', 'max' and 'keep' cover, got {array.dtype}"
-            )
-        rule = given.get(name, _default_rule(array))
-        if not isinstance(rule, Variance) and rule not in ("mean", "max", "keep"):
-            raise ValueError(
-                f"the rule of buffer {name!r} must be 'mean', 'max', 'keep' or a Variance, "
-                f"got {rule!r}"
-            )
-        if array.dtype in INTEGERS and (isinstance(rule, Variance) or rule == "mean"):
-            raise TypeError(
-                f"rule {_words(rule)} must have a buffer of floats, got {name!r} of {array.dtype}"
-            )
-        checked[name] = rule
-    for name, rule in checked.items():
-        if isinstance(rule, Variance):
-            _check_mean_of(name, rule, values, checked)
-    return checked
-
-
-def _default_rule(array: NDArray[Any]) -> Rule:
-    if array.dtype in INTEGERS:
-        return "max"
-    return "mean" if np.isfinite(array).all() else "keep"
-
-
-def _check_mean_of(
-    name: str, rule: Variance, values: Mapping[str, NDArray[Any]], rules: Mapping[str, Rule]
-) -> None:
-    if rules.get(rule.mean) != "mean":
-        raise ValueError(
-            f"{rule} of buffer {name!r} must name a buffer with rule 'mean', "
-            f"got {rules.get(rule.mean, 'no such buffer')!r}"
-        )
-    if values[rule.mean].shape != values[name].shape:
-        raise ValueError(
-            f"{rule} of buffer {name!r} must name one of shape {values[name].shape}, "
-            f"got {values[rule.mean].shape}"
+def require_equal(comm: Communicator, lines: list[str]) -> None:
+    """Raises on every rank unless the lines that describe the values are equal. Collective."""
+    difference = difference_of(comm, lines)
+    if difference is not None:
+        raise MismatchError(
+            f"buffers with rule 'equal' must be equal on all ranks, got {difference}; if they may "
+            "differ, give them another rule, as in rules={'mask': 'keep'}"
         )
 
 
 def _lines(values: Mapping[str, NDArray[Any]], rules: Mapping[str, Rule]) -> list[str]:
     return [
-        f"buffer {name!r} {array.dtype.name}{list(array.shape)}, rule {_words(rules[name])}"
+        f"buffer {name!r} {array.dtype.name}{list(array.shape)}, rule {words_of_rule(rules[name])}"
         for name, array in values.items()
     ]
-
-
-def _words(rule: Rule) -> str:
-    return repr(rule) if isinstance(rule, Variance) else rule

@@ -58,16 +58,21 @@ class NamedViews(Mapping[str, Array]):
 
         Raises:
             ValueError: if their shape is another.
-            TypeError: unless they are real numbers; integers, where the view has such.
+            TypeError: unless they are numbers of the view's kind: complex, real, integers or
+                booleans.
         """
         view, words = self._views[name], self._called(name)
         if given.shape != view.shape:
             raise ValueError(f"{words} must have shape {view.shape}, got {given.shape}")
-        whole = view.dtype.kind in "iu"
-        fits = given.dtype.kind in "iu" if whole else np.can_cast(given.dtype, float, "same_kind")
+        kind = view.dtype.kind
+        if kind in "biu":
+            fits = given.dtype.kind in ("b" if kind == "b" else "iu")
+        else:
+            fits = np.can_cast(given.dtype, complex if kind == "c" else float, "same_kind")
         if not fits:
-            numbers = "integers" if whole else "real numbers"
-            raise TypeError(f"{words} must be given {numbers}, got {given.dtype}")
+            numbers = {"b": "booleans", "i": "integers", "u": "integers", "c": "numbers"}
+            wanted = numbers.get(kind, "real numbers")
+            raise TypeError(f"{words} must be given {wanted}, got {given.dtype}")
 
     def _called(self, name: str) -> str:
         """What messages call the array of this name."""

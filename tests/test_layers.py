@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[set[str]] = [
     {"localsgd.comm"},
     {"localsgd.agreement", "localsgd.checks", "localsgd.words"},
-    {"localsgd.layout", "localsgd.named", "localsgd.schedules"},
+    {"localsgd.layout", "localsgd.named", "localsgd.rules", "localsgd.schedules"},
     {"localsgd.arena"},
     {"localsgd.averagers", "localsgd.optim", "localsgd.data", "localsgd.lr", "localsgd.streams"},
     {"localsgd.state", "localsgd.buffers", "localsgd.gradients", "localsgd.parts"},

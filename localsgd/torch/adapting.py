@@ -18,8 +18,9 @@ from localsgd import averagers as core
 from localsgd.averagers.along import Companion
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.torch.groups import ProcessGroup, communicator
-from localsgd.torch.places import Placed, placed
-from localsgd.torch.selecting import Params, trained_params
+from localsgd.torch.places import Placed, place_of, placed
+from localsgd.torch.selecting import Params, trained_params, untrained_params
+from localsgd.torch.starting import tell_difference
 
 
 class ModelAverager(ABC):
@@ -115,10 +116,19 @@ class CoreAverager(ModelAverager):
         """Counts a step that this worker, out of data, does not take, as the core's does."""
         return self._follow(self.averager.sit_out, params, along)
 
+    @property
+    def placed(self) -> bool:
+        """Whether parameters have been given places for this averager."""
+        return self._home is not None
+
     def place(self, params: Params) -> None:
-        """Gives the parameters their places, as the first step does otherwise. Collective."""
+        """Gives the parameters their places, as the first step does otherwise. Collective.
+
+        The first time it compares their values, where they had no places before and no step was
+        counted: a difference between ranks is said once, by rank 0.
+        """
         if self.averager.comm is not NON_MEMBER:
-            self._place(params)
+            self._place(params, compare_trained=self.averager.step == 0)
 
     def flush(self, params: Params, along: Sequence[Companion] = ()) -> bool:
         """Averages now, as before validating or saving; counts no step. Collective.
@@ -131,7 +141,7 @@ class CoreAverager(ModelAverager):
         """
         if self.averager.comm is NON_MEMBER:
             return False
-        home = self._place(params)
+        home = self._place(params, compare_trained=self.averager.step == 0)
         home.bring()
         held = self.averager.flush(home.arenas, along)
         home.take()
@@ -201,9 +211,24 @@ class CoreAverager(ModelAverager):
             home.take()
         return held
 
-    def _place(self, params: Params, among: Communicator | None = None) -> Placed:
-        def select() -> dict[str, Tensor]:
-            return trained_params(params)
+    def _place(
+        self,
+        params: Params,
+        among: Communicator | None = None,
+        *,
+        compare_trained: bool = False,
+    ) -> Placed:
+        comm, first = self.averager.comm, self._home is None
+        compared: dict[str, Tensor] = {}
 
-        self._home = placed(select, self.averager.comm, self._home, among=among)
+        def select() -> dict[str, Tensor]:
+            trained = trained_params(params)
+            if first and any(place_of(tensor) is None for tensor in trained.values()):
+                compared.update(trained if compare_trained else {})
+                compared.update(untrained_params(params))
+            return trained
+
+        self._home = placed(select, comm, self._home, among=among)
+        if first and any(comm.collect(bool(compared))):
+            tell_difference(comm, compared)
         return self._home

@@ -13,12 +13,14 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from localsgd.agreement import agreed
 from localsgd.arena import Arena
-from localsgd.buffers import Rule
 from localsgd.comm.base import Communicator
-from localsgd.torch.buffers import ModuleBuffers, has_averaged_buffers
+from localsgd.rules import Rule
+from localsgd.torch.buffers import ModuleBuffers, settled_rules
 from localsgd.torch.groups import ProcessGroup, communicator
 from localsgd.torch.places import Placed, placed
+from localsgd.torch.starting import start_equal
 
 Start = Literal["broadcast", "keep"]
 
@@ -32,7 +34,7 @@ class Adopted:
     Attributes:
         comm: the workers that hold the model.
         params: the parameters that require a gradient.
-        buffers: those that have an average, for ``PostLocalSGDOptimizer``; None if there are none.
+        buffers: the buffers, for ``PostLocalSGDOptimizer``; None if there are none.
     """
 
     comm: Communicator
@@ -47,24 +49,26 @@ def adopt(
     start: Start = "broadcast",
     rules: Mapping[str, Rule] | None = None,
 ) -> Adopted:
-    """Gives a model's parameters and buffers their places. Collective.
+    """Gives a model's parameters their places, and all it holds the values of rank 0. Collective.
 
-    The parameters that require a gradient and the buffers that have an average move once and then
-    stay: same objects, same memory format, tied weights tied. Gradients get places from a
+    The parameters that require a gradient move once and then stay: same objects, same memory
+    format, tied weights tied; everything else stays where it is. Gradients get places from a
     ``GradientStage``, which alone needs them there. For a model that has been adopted this returns
     what it returned then, unless its parameters are others by now: new ones get places, too.
 
     Args:
         model: alike on all ranks in names, shapes, dtypes and memory formats.
         process_group: the workers that hold it; None for all.
-        start: "broadcast" gives all the values of rank 0, as DDP does; "keep" leaves each its
-            own.
-        rules: how buffers are averaged that are not to be as ``ModuleBuffers`` has it, by name.
+        start: "broadcast" gives all the values of rank 0, as DDP does: of trained and frozen
+            parameters, buffers of every dtype, and extra state that is a tensor; "keep" leaves each
+            its own.
+        rules: how buffers are averaged that are not to be as ``ModuleBuffers`` has it, by name or
+            pattern (``"*.angles"``).
 
     Raises:
         TypeError: for a module that is none, or a shard.
-        ValueError: for a model without trainable parameters, one adopted by other workers, or
-            an unknown ``start``.
+        ValueError: for a model without trainable parameters, one adopted by other workers, an
+            unknown ``start``, or a rule that is not of one buffer that can carry it.
         MismatchError: on every rank, if the models differ, with the first difference.
         MemoryError: on every rank, if the memory of a host does not suffice.
     """
@@ -79,6 +83,8 @@ def adopt(
             f"model must have been adopted by this communicator, {comm}, got one of another, "
             f"{known.comm}"
         )
+    if known is None:
+        agreed(comm, "rules", lambda: settled_rules(model, rules), lambda _: [])
     params = placed(lambda: _trainable(model), comm, None if known is None else known.params)
     if known is not None and params is known.params:
         return known
@@ -87,11 +93,13 @@ def adopt(
         for arena in params.arenas if known is None else _new_arenas(params, known.params):
             comm.broadcast(arena.flat, 0)
         params.take()
+        if known is None:
+            start_equal(model, comm)
     if known is not None:
         buffers = known.buffers
     else:
-        with_buffers = any(comm.collect(has_averaged_buffers(model)))
-        buffers = ModuleBuffers(model, comm, rules or {}, start) if with_buffers else None
+        any_buffers = any(comm.collect(any(True for _ in model.buffers())))
+        buffers = ModuleBuffers(model, comm, rules) if any_buffers else None
     _ADOPTED[model] = Adopted(comm, params, buffers)
     return _ADOPTED[model]
 

@@ -95,7 +95,7 @@ class Form:
 
     def array(self, tensor: Tensor) -> Array:
         """The memory of a CPU tensor of this form; of a copy if it has gaps or overlaps."""
-        laid = tensor.detach().permute(self.order).contiguous()
+        laid = tensor.detach().resolve_conj().resolve_neg().permute(self.order).contiguous()
         if self.dtype.is_complex:
             laid = torch.view_as_real(laid)
         if self.dtype == torch.bfloat16:
@@ -113,6 +113,14 @@ class Form:
             laid = torch.view_as_complex(laid)
         back = sorted(range(len(self.order)), key=lambda place: self.order[place])
         return laid.permute(back)
+
+
+def once(tensor: Tensor) -> Tensor:
+    """A view of every element once, where some are one memory, as in what ``expand`` gives."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 class Home:

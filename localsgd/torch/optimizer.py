@@ -128,8 +128,11 @@ class PostLocalSGDOptimizer(Optimizer):
                 (closure, *_), _ = changed
         if self.gradients is not None and closure is None:
             self.gradients.check_step()
+        counts = not makes_state(self.param_groups)
+        if counts and closure is None:
+            self._place_first()
         loss = self._inner_step(closure)
-        if not makes_state(self.param_groups):
+        if counts:
             if self._ends is not None:
                 self._ends.tell_step()
             self._count()
@@ -150,10 +153,11 @@ class PostLocalSGDOptimizer(Optimizer):
         out steps by itself; a ``GradScaler``'s are counted already.
         """
         self.optim.zero_grad()
-        if self.gradients is not None:
-            if self.gradients.average(skip=True):
-                self.optim.step()
-        elif isinstance(self.averager, CoreAverager):
+        takes_step = self.gradients is not None and self.gradients.average(skip=True)
+        self._place_first()
+        if takes_step:
+            self.optim.step()
+        if self.gradients is None and isinstance(self.averager, CoreAverager):
             self.averager.averager.take_back_samples()
         if self._ends is not None:
             self._ends.tell_step()
@@ -284,6 +288,11 @@ class PostLocalSGDOptimizer(Optimizer):
         It then leaves ``found_inf`` and ``grad_scale`` here for the time of the call.
         """
         return True
+
+    def _place_first(self) -> None:
+        """Gives the parameters their places while they are what training begins with."""
+        if isinstance(self.averager, CoreAverager) and not self.averager.placed:
+            self.averager.place(self.param_groups)
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""

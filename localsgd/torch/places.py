@@ -62,6 +62,12 @@ def take(tensor: Tensor, home: Home) -> None:
         tensor.detach().copy_(home.tensor, non_blocking=True)
 
 
+def on_host(tensor: Tensor) -> Tensor:
+    """The values of a tensor on the host: those of its place, which a round makes new first."""
+    place = place_of(tensor)
+    return tensor.detach().cpu() if place is None else place.home.tensor
+
+
 def wait_for_devices(tensors: Iterable[Tensor]) -> None:
     """Returns once copies between the host and the tensors' devices have ended."""
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:

@@ -47,13 +47,25 @@ def trained_params(params: Params) -> dict[str, Tensor]:
     Raises:
         NotImplementedError, KeyError: as ``get_params_to_average``.
     """
+    return {name: tensor for name, tensor in _named(params).items() if _is_trained(tensor)}
+
+
+def untrained_params(params: Params) -> dict[str, Tensor]:
+    """The parameters that ``trained_params`` leaves out."""
+    return {name: tensor for name, tensor in _named(params).items() if not _is_trained(tensor)}
+
+
+def _is_trained(tensor: Tensor) -> bool:
+    return tensor.requires_grad or tensor.grad is not None
+
+
+def _named(params: Params) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in _listed(params):
         # Groups of different modules may use the same names.
         while found.get(name, tensor) is not tensor:
             name += " again"
-        if tensor.requires_grad or tensor.grad is not None:
-            found[name] = tensor
+        found[name] = tensor
     return found
 
 

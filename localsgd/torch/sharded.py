@@ -24,22 +24,35 @@ def check_tensor(name: str, tensor: object) -> None:
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"parameter {name!r} must be a tensor, got a {type(tensor).__name__}")
-    owner = shard_owner(tensor)
-    if owner is not None:
-        raise TypeError(
-            f"parameter {name!r} must be whole on every rank, got a shard of {owner}: the mean "
-            "of different shards has no meaning; use replicated parameters (as under DDP)"
-        )
-    if is_lazy(tensor):
-        raise ValueError(f"parameter {name!r} must be initialised, got a lazy one: run a batch")
-    if tensor.device.type == "meta" or tensor.layout is not torch.strided:
-        raise ValueError(
-            f"parameter {name!r} must be dense and in memory, got one on {tensor.device} with "
-            f"layout {tensor.layout}"
-        )
+    check_memory("parameter", name, tensor)
     if not holds(tensor.dtype):
         raise TypeError(
             f"parameter {name!r} must be of floating point or complex numbers, got {tensor.dtype}"
+        )
+
+
+def check_memory(kind: str, name: str, tensor: Tensor) -> None:
+    """Raises unless this process holds the whole of a dense tensor.
+
+    Args:
+        kind: "parameter" or "buffer", for messages.
+
+    Raises:
+        TypeError: for a shard (FSDP, DTensor).
+        ValueError: for a tensor without memory: lazy, meta, sparse, quantised.
+    """
+    owner = shard_owner(tensor)
+    if owner is not None:
+        raise TypeError(
+            f"{kind} {name!r} must be whole on every rank, got a shard of {owner}: the mean "
+            "of different shards has no meaning; use replicated parameters (as under DDP)"
+        )
+    if is_lazy(tensor):
+        raise ValueError(f"{kind} {name!r} must be initialised, got a lazy one: run a batch")
+    if tensor.device.type == "meta" or tensor.layout is not torch.strided or tensor.is_quantized:
+        raise ValueError(
+            f"{kind} {name!r} must be dense and in memory, got one on {tensor.device} with "
+            f"layout {tensor.layout} and dtype {tensor.dtype}"
         )
 
 

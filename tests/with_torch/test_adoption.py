@@ -144,19 +144,6 @@ def test_models_that_differ_are_told_by_the_first_name_on_every_rank() -> None:
     run_threads(2, body)
 
 
-def test_a_frozen_parameter_is_left_alone() -> None:
-    def body(comm: Any) -> Any:
-        model = nn.Linear(2, 2)
-        model.bias.requires_grad_(False)
-        with torch.no_grad():
-            model.bias.fill_(float(comm.rank))
-        before = model.bias.data_ptr()
-        ours.adopt(model, comm)
-        return model.bias[0].item(), model.bias.data_ptr() == before
-
-    assert run_threads(2, body) == [(0.0, True), (1.0, True)]
-
-
 def test_adopting_twice_is_adopting_once_and_only_by_the_same_workers() -> None:
     def body(comm: Any) -> None:
         model = nn.Linear(2, 2)

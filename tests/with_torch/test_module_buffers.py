@@ -79,7 +79,8 @@ def test_other_buffers_have_rules_of_their_own() -> None:
 
     def body(comm: Any) -> Any:
         model = Remembering(comm.rank)
-        adopted = ours.adopt(model, comm, start="keep", rules={"own": "keep"})
+        kept: Any = {"own": "keep", "mask": "keep"}
+        adopted = ours.adopt(model, comm, start="keep", rules=kept)
         optimizer = ours.PostLocalSGDOptimizer(
             torch.optim.SGD(model.parameters(), lr=0.1),
             averager_of(comm),

@@ -23,11 +23,11 @@ SOURCES = sorted((Path(__file__).parents[2] / "localsgd" / "torch").glob("*.py")
 
 WIDTH = 64
 # What moves memory or looks at it in another shape.
-MOVES = {"copy_", "detach", "lift_fresh", "permute", "recv_", "send"}
+MOVES = {"copy_", "detach", "lift_fresh", "permute", "recv_", "send", "view"}
 # How torch's scaler looks for infinities and unscales.
 OF_SCALERS = {"_amp_foreach_non_finite_check_and_unscale_"}
 # What is asked of numpy: types, memory, and the number of elements.
-TYPES = {"dtype", "ndarray", "float16", "float32", "float64", "int32", "int64", "uint16"}
+TYPES = {"dtype", "ndarray", "float16", "float32", "float64", "int32", "int64", "uint8", "uint16"}
 NUMPY = {"array", "empty", "prod", "zeros"} | TYPES
 
 
