@@ -47,6 +47,29 @@ def test_an_average_is_the_mean_in_place_with_equal_bits(comm: Communicator) -> 
     assert param.data_ptr() == address
 
 
+def test_what_is_not_trained_is_rank_0s_and_a_spectral_norm_holds(comm: Communicator) -> None:
+    """A frozen layer, a mask, and the vectors of an averaged weight, equal on all processes."""
+    torch.manual_seed(comm.rank)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5)), nn.Linear(5, 2))
+    model[1].requires_grad_(False)
+    model.register_buffer("mask", torch.rand(5) < 0.5)
+    adopted = ours.adopt(model)
+    optimizer = ours.PostLocalSGDOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        ours.PeriodicModelAverager(RARELY),
+        buffers=adopted.buffers,
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5)).pow(2).mean().backward()
+        optimizer.step()
+    optimizer.flush()
+    model.eval()
+    assert torch.linalg.matrix_norm(model[0].weight, 2).item() == pytest.approx(1.0, rel=0.02)
+    held = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+    assert comm.collect(held) == [held] * comm.size
+
+
 def network() -> nn.Sequential:
     random = torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))

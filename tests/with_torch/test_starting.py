@@ -54,13 +54,15 @@ class Holding(nn.Module):
             self.extra.fill_(rank + 11)
 
     def get_extra_state(self) -> Tensor:
-        return self.extra
+        return self.extra.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.extra = state
+        self.extra.copy_(state)
 
     def held(self) -> dict[str, Tensor]:
-        return {**self.state_dict(keep_vars=True), "cache": self.cache}
+        """All tensors but those in the extra state, each the same object at every call."""
+        buffers = dict(self.named_buffers())
+        return {**dict(self.named_parameters()), **buffers, "extra": self.extra}
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(1, "1"), (2, "2"), (3, "2+1"), (4, "4")])
