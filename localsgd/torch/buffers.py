@@ -240,7 +240,7 @@ def array_of(tensor: Tensor) -> Array:
 
 def copied(tensor: Tensor) -> Tensor:
     """A copy on the host. An array on a buffer's own memory would keep it from being resized."""
-    return tensor.detach().to("cpu", copy=True)
+    return tensor.detach().cpu().clone()
 
 
 def _has_numbers(tensor: Tensor) -> bool:

@@ -113,5 +113,5 @@ def _laid_out(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _copied(values: Tensor) -> Array:
     """A copy on the host. An array on a tensor's own memory would keep it from being resized."""
-    copied: Array = values.to("cpu", copy=True).numpy()
+    copied: Array = values.cpu().clone().numpy()
     return copied
