@@ -23,7 +23,18 @@ SOURCES = sorted((Path(__file__).parents[2] / "localsgd" / "torch").glob("*.py")
 
 WIDTH = 64
 # What moves memory or looks at it in another shape.
-MOVES = {"clone", "copy_", "detach", "lift_fresh", "permute", "recv_", "send", "view"}
+MOVES = {
+    "alias",
+    "clone",
+    "copy_",
+    "split",
+    "detach",
+    "lift_fresh",
+    "permute",
+    "recv_",
+    "send",
+    "view",
+}
 # How torch's scaler looks for infinities and unscales.
 OF_SCALERS = {"_amp_foreach_non_finite_check_and_unscale_"}
 # What is asked of numpy: types, memory, and the number of elements.
