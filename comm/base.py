@@ -93,6 +93,12 @@ class Transport(Protocol):
         Collective. ``colors`` are those of all ranks.
         """
 
+    def announce(self, record: bytes, dest: int) -> None:
+        """Sends ``news.RECORD_BYTES`` bytes that nobody expects; returns at once, never raises."""
+
+    def news(self) -> Sequence[bytes]:
+        """The records announced to this rank that have come since the last call."""
+
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if one of the ranks that are waited for can never come."""
 
@@ -113,7 +119,8 @@ class Communicator(Protocol):
     own arguments are wrong raises its own error, and the others a ``MismatchError`` naming it.
 
     A rank that fails within a call, as in an update, or gives up waiting takes part no more: its
-    later calls are a ``RankFailure``, and so are those of the ranks that wait for it.
+    later calls are a ``RankFailure``, and so are those of all ranks of the group, on any host, as
+    soon as they wait for others.
     """
 
     @property

@@ -26,7 +26,7 @@ PAGE_BYTES = 4096 + 2 * SMALL_BYTES
 _ARRIVED, _STATE, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 128, 128, 512
 _TOO_LONG = bytes([255] * 8)
 _MOST_VIEWS = 64
-_PRESENT, _FAILED, _LEFT = 0, 1, 2
+_FAILED, _LEFT = 1, 2
 
 
 class Board:
@@ -136,8 +136,7 @@ class Board:
 
     def leave(self) -> None:
         """Tells the neighbours that this rank has closed the group."""
-        if self._words[self._index][_STATE] == _PRESENT:
-            self._words[self._index][_STATE] = _LEFT
+        self._words[self._index][_STATE] = _LEFT
 
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if a rank of this host that is waited for can never come."""

@@ -16,6 +16,7 @@ from .board import Board
 from .errors import MismatchError, RankFailure, name_ranks
 from .header import Header, Prepared
 from .messages import CONTROL, Mail
+from .news import News
 from .topology import Topology
 from .waiting import Waiter
 
@@ -29,15 +30,22 @@ class Entrance:
     """
 
     def __init__(
-        self, board: Board, mail: Mail, waiter: Waiter, topology: Topology, rank: int
+        self,
+        board: Board,
+        mail: Mail,
+        news: News,
+        waiter: Waiter,
+        topology: Topology,
+        rank: int,
     ) -> None:
-        self.sequence, self.failed = 0, ""
-        self._board, self._mail, self._waiter = board, mail, waiter
+        self.sequence, self.failed, self._left = 0, "", False
+        self._board, self._mail, self._news, self._waiter = board, mail, news, waiter
         self._hosts, self._home = topology.hosts, topology.host_of[rank]
         self._rank, me = rank, self._hosts[self._home].index(rank)
         # Rank l of a host hears from rank l mod L of each host with L ranks.
         others = [ranks for host, ranks in enumerate(self._hosts) if host != self._home]
         self._sources = [ranks[me % len(ranks)] for ranks in others]
+        self._elsewhere = [rank for ranks in others for rank in ranks]
         mine = len(self._hosts[self._home])
         self._readers = [
             reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
@@ -76,7 +84,7 @@ class Entrance:
         self._waiter.until(self._board.all_here, self._board.absent)
 
     def fail(self, error: BaseException) -> None:
-        """Takes this rank out of the group, of which the others of this host are told.
+        """Takes this rank out of the group, of which the others are told.
 
         A group of one goes on: nobody waits for it.
         """
@@ -85,10 +93,19 @@ class Entrance:
         known = isinstance(error, RankFailure)
         self.failed = str(error) if known else f"{type(error).__name__}: {error}"
         self._board.fail(self.failed)
+        self._news.tell_failed(self.failed, self.sequence, self._elsewhere)
 
     def leave(self) -> None:
-        """Tells the others of this host that this rank has closed the group."""
-        self._board.leave()
+        """Tells those that may come to wait for this rank that it has closed the group."""
+        if not (self.failed or self._left):
+            self._left = True
+            self._board.leave()
+            self._news.tell_left(self.sequence, self._readers)
+
+    def check(self, missing: Sequence[int]) -> None:
+        """Raises RankFailure if a rank that is waited for is known to come no more."""
+        self._board.check(missing)
+        self._news.check(missing, self.sequence)
 
     def describe(self, ranks: Sequence[int]) -> str:
         """Where some ranks were last seen."""

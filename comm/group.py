@@ -29,6 +29,7 @@ from .guards import Collective, OwnErrors
 from .header import Header
 from .leaving import leave_at_exit
 from .messages import DIRECT, GATHERED, Mail
+from .news import News
 from .nonmember import NON_MEMBER
 from .plan import shard
 from .reducing import Reducer
@@ -83,9 +84,16 @@ class Group:
         joining = Waiter(setting.deadline_s, transport.check, lambda _: "not joined", setting.clock)
         pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
         self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
-        self._waiter = Waiter(setting.deadline_s, self._check, self._describe, setting.clock)
+        self._waiter = Waiter(
+            setting.deadline_s,
+            self._check,
+            lambda ranks: self._entrance.describe(ranks),
+            setting.clock,
+        )
         self._mail = Mail(transport, self._waiter)
-        self._entrance = Entrance(self._board, self._mail, self._waiter, topology, self.rank)
+        self._entrance = Entrance(
+            self._board, self._mail, News(transport), self._waiter, topology, self.rank
+        )
         self._background = Background()
         self._reducer = Reducer(
             self._mail,
@@ -283,7 +291,7 @@ class Group:
             self._transport.close()
 
     def leave(self) -> None:
-        """Tells the other ranks of this host that this one takes part no more."""
+        """Tells the other ranks that this one takes part no more."""
         self._entrance.leave()
 
     def _tell_of_private_memory(self, reason: Exception) -> None:
@@ -293,8 +301,5 @@ class Group:
             print(f"localsgd: {words}: {reason}", file=sys.stderr)
 
     def _check(self, missing: Sequence[int]) -> None:
-        self._board.check(missing)
+        self._entrance.check(missing)
         self._transport.check(missing)
-
-    def _describe(self, ranks: Sequence[int]) -> str:
-        return self._entrance.describe(ranks)

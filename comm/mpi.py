@@ -14,9 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from .base import Array, Op, Pending
 from .errors import MismatchError, require_length
 from .messages import Mail
+from .news import RECORD_BYTES
 from .settings import OPEN_MPI, find_program, names_in_files
 from .waiting import Waiter
 
@@ -34,16 +37,23 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 _TAGS_PER_GROUP, _REDUCING = 8, 7
-# What nobody waits for any more, since its rank failed or waited for too long.
+# Of the announcements to all groups, so that each process finds those to groups that it has closed.
+_NEWS = 6
+# What nobody waits for any more: announcements, and what a rank that failed or gave up has begun.
 _GIVEN_UP: list[MPI.Request] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
 class _Numbers:
-    """The numbers that groups have used on this rank."""
+    """The numbers that groups have used on this rank.
+
+    Attributes:
+        news: what has been announced to this rank in the groups that are open, by their number.
+    """
 
     def __init__(self) -> None:
         self.next = 1
+        self.news: dict[int, list[bytes]] = {}
 
 
 class MpiTransport:
@@ -70,7 +80,8 @@ class MpiTransport:
             waiter: waits for the others where a group is split.
         """
         self._comm, self._ranks, self._numbers = comm, tuple(ranks), numbers
-        self._waiter = waiter
+        self._waiter, self._number = waiter, number
+        numbers.news[number] = []
         self.rank, self.size = self._ranks.index(comm.Get_rank()), len(self._ranks)
         # Used again from the start after so many that the early groups have been left.
         different = (comm.Get_attr(MPI.TAG_UB) or 32_767) // _TAGS_PER_GROUP
@@ -113,11 +124,33 @@ class MpiTransport:
         ]
         return MpiTransport(self._comm, members, number, self._numbers, waiter)
 
+    def announce(self, record: bytes, dest: int) -> None:
+        if not MPI.Is_finalized():
+            message = self._number.to_bytes(8, "little") + record
+            _GIVEN_UP.append(self._comm.Isend([message, MPI.BYTE], self._ranks[dest], _NEWS))
+
+    def news(self) -> Sequence[bytes]:
+        self._sort_news()
+        found = self._numbers.news.get(self._number, [])
+        return [found.pop(0) for _ in range(len(found))]
+
+    def _sort_news(self) -> None:
+        """Takes what has come, of whatever group: nobody else may look for it."""
+        while (message := self._comm.Improbe(tag=_NEWS)) is not None:
+            found = np.empty(8 + RECORD_BYTES, np.uint8)
+            message.Recv([found, MPI.BYTE])
+            news = self._numbers.news.get(int.from_bytes(found[:8].tobytes(), "little"))
+            if news is not None:
+                news.append(found[8:].tobytes())
+
     def check(self, missing: Sequence[int]) -> None:
         """The library itself ends the job when a process dies."""
 
     def close(self) -> None:
         """Keeps the communicator, which other groups use."""
+        if not MPI.Is_finalized():
+            self._sort_news()
+        self._numbers.news.pop(self._number, None)
 
     def allreduce(self, values: Array, op: Op) -> None:
         self._of_members.Allreduce(MPI.IN_PLACE, values, _OPS[op])

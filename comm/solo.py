@@ -29,6 +29,12 @@ class SoloTransport:
     def split(self, colors: Sequence[int | None]) -> SoloTransport | None:
         return None if colors[0] is None else SoloTransport()
 
+    def announce(self, record: bytes, dest: int) -> None:
+        pass
+
+    def news(self) -> Sequence[bytes]:
+        return ()
+
     def check(self, missing: Sequence[int]) -> None:
         pass
 

@@ -83,6 +83,7 @@ class _Office:
     def __init__(self, size: int) -> None:
         self.size = size
         self.boxes: dict[_Key, deque[Array]] = defaultdict(deque)
+        self.news: dict[tuple[tuple[int, ...], int], list[bytes]] = defaultdict(list)
         self.lock = threading.Lock()
         self.ended: dict[int, BaseException | None] = {}
         self.first_error: BaseException | None = None
@@ -137,6 +138,14 @@ class ThreadTransport:
             [self._members[rank] for rank in ranks],
             (*self._name, self._splits, color),
         )
+
+    def announce(self, record: bytes, dest: int) -> None:
+        with self._office.lock:
+            self._office.news[self._name, dest].append(record)
+
+    def news(self) -> Sequence[bytes]:
+        with self._office.lock:
+            return self._office.news.pop((self._name, self.rank), ())
 
     def check(self, missing: Sequence[int]) -> None:
         ended, first = self._office.ended, self._office.first_error

@@ -277,3 +277,32 @@ def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     assert code == 0, said
     assert said.count("localsgd: memory is not shared") == 1
     assert "rank 1: cannot make a block of 800,000 bytes: [Errno 24] Too many open files" in said
+
+
+@pytest.mark.parametrize("layout", ["2+1", "1+2", "1+1+1"])
+def test_error_that_a_rank_catches_is_told_to_other_hosts_at_once(
+    tmp_path: Path, layout: str
+) -> None:
+    """Rank 0 goes on to something else, where it waits until the others have given up."""
+    body = (
+        "def update(part, mean):\n"
+        "    if comm.rank == 0:\n"
+        "        raise KeyError('no such anchor')\n"
+        "other = localsgd.world(deadline_s=19)\n"
+        "try:\n"
+        "    comm.allreduce(buffer, 'mean', update=update)\n"
+        "except (KeyError, localsgd.RankFailure) as error:\n"
+        "    os.write(1, f'{type(error).__name__}: {error}\\n'.encode())\n"
+        "other.barrier()\n"
+    )
+    code, output = run_job(tmp_path, body, layout=layout)
+    assert code == 0, output
+    assert output.count("rank 0 failed: KeyError: 'no such anchor'") == 2
+
+
+@pytest.mark.parametrize("layout", ["2+1", "1+1+1"])
+def test_rank_that_ends_early_is_named_on_other_hosts(tmp_path: Path, layout: str) -> None:
+    body = "if comm.rank == 2: sys.exit(0)\ncomm.barrier()"
+    code, output = run_job(tmp_path, body, layout=layout)
+    assert code != 0
+    assert "RankFailure: rank 2 has closed the group or ended" in output

@@ -34,7 +34,7 @@ COMM: list[set[str]] = [
     {"compiled", "hugepages"},
     {"arithmetic", "plan", "memory", "agreement", "nonmember", "waiting", "leaving"},
     {"checks", "header", "messages", "regions", "background"},
-    {"board", "sharing", "wires"},
+    {"board", "sharing", "wires", "news"},
     {"fused"},
     {"entrance", "staging", "native"},
     {"guards", "reducing"},

@@ -110,7 +110,8 @@ def test_a_rank_that_failed_in_a_round_is_not_taken_to_have_ended_it(hosts: str)
         assert later == f"this rank takes part no more, since {reason}"
 
 
-def test_a_rank_that_has_given_up_takes_part_no_more() -> None:
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_a_rank_that_has_given_up_takes_part_no_more(hosts: str) -> None:
     """Else rank 1, when it comes, would meet rank 0 in two collectives at once."""
     given_up = threading.Event()
 
@@ -129,7 +130,7 @@ def test_a_rank_that_has_given_up_takes_part_no_more() -> None:
             given_up.set()
         return float(buffer[0])
 
-    assert run_threads(2, body, deadline_s=2)[0] == 0.0
+    assert run_threads(2, body, hosts=hosts, deadline_s=2)[0] == 0.0
 
 
 def test_work_in_the_background_that_waits_for_later_work_is_told() -> None:
@@ -162,8 +163,9 @@ def test_a_group_of_one_goes_on_after_an_error_in_an_update() -> None:
     assert buffer.tolist() == [1.0] * 3
 
 
-def test_failed_rank_is_named_to_its_neighbours() -> None:
-    """Rank 0 fails inside a round, and does not raise: rank 1 learns why from the board."""
+@pytest.mark.parametrize("hosts", ["2", "1+1", "1+2", "2+1", "1+1+1"])
+def test_failed_rank_is_named_to_all_at_once(hosts: str) -> None:
+    """Rank 0 fails inside a round, and does not raise: the others learn why, on any host."""
     failed = threading.Event()
 
     def body(comm: Communicator) -> str:
@@ -178,8 +180,30 @@ def test_failed_rank_is_named_to_its_neighbours() -> None:
         failed.set()
         return str(caught.value)
 
-    messages = run_threads(2, body, deadline_s=60)
-    assert messages == ["not finite", "rank 0 failed: FloatingPointError: not finite"]
+    first, *others = run_threads(2 if hosts in ("2", "1+1") else 3, body, hosts=hosts, deadline_s=60)
+    assert first == "not finite"
+    for said in others:
+        assert said.endswith("rank 0 failed: FloatingPointError: not finite")
+
+
+@pytest.mark.parametrize("hosts", ["2", "1+1", "1+2", "2+1", "1+1+1"])
+def test_a_rank_that_has_closed_the_group_is_not_waited_for(hosts: str) -> None:
+    """Rank 0 closes it after the round, and stays: nobody misses it there, and all do later."""
+    told = threading.Barrier(2 if hosts in ("2", "1+1") else 3)
+
+    def body(comm: Communicator) -> list[float]:
+        buffer = np.full(3, float(comm.rank))
+        comm.allreduce(buffer, "max")
+        if comm.rank == 0:
+            comm.close()
+        else:
+            with pytest.raises(RankFailure, match="rank 0 has closed the group or ended"):
+                comm.barrier()
+        told.wait(60)
+        return buffer.tolist()
+
+    size = told.parties
+    assert run_threads(size, body, hosts=hosts, deadline_s=50) == [[size - 1.0] * 3] * size
 
 
 def test_memory_that_the_host_does_not_have_is_an_error_on_every_rank() -> None:
