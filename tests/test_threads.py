@@ -180,7 +180,9 @@ def test_failed_rank_is_named_to_all_at_once(hosts: str) -> None:
         failed.set()
         return str(caught.value)
 
-    first, *others = run_threads(2 if hosts in ("2", "1+1") else 3, body, hosts=hosts, deadline_s=60)
+    first, *others = run_threads(
+        2 if hosts in ("2", "1+1") else 3, body, hosts=hosts, deadline_s=60
+    )
     assert first == "not finite"
     for said in others:
         assert said.endswith("rank 0 failed: FloatingPointError: not finite")

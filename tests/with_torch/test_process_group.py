@@ -5,14 +5,20 @@ Ranks are hosts of their own: on one host what they say goes through shared memo
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import Parameter
 
 import localsgd.torch as ours
-from localsgd import Communicator
+from localsgd import Communicator, MismatchError, RankFailure
 from torch_ranks import run_ranks
 
 
@@ -102,3 +108,116 @@ def test_groups_split_by_some_of_the_ranks_are_apart_from_those_of_all() -> None
     for rank, found in enumerate(run_ranks(4, body)):
         again = {"again": [["again", 2], ["again", 3]]} if rank >= 2 else {}
         assert found == {"whole": whole, **again}
+
+
+@pytest.mark.parametrize("hosts", ["2", "1+1"])
+def test_messages_of_another_length_are_an_error_where_they_come(hosts: str) -> None:
+    """A byte too few, one too many, none and more than gloo takes for a message that waits."""
+
+    def body(rank: int) -> Any:
+        comm, other, said = world_of(hosts), 1 - rank, []
+        for count in (9, 11, 0, 100_000, 10):
+            into = np.zeros(10, np.uint8)
+            try:
+                comm.sendrecv(np.ones(count, np.uint8), into, other, other)
+            except MismatchError as error:
+                said.append(str(error))
+        comm.barrier()
+        return said, into.tolist()
+
+    for rank, (said, into) in enumerate(run_ranks(2, body)):
+        words = f"the message from rank {1 - rank} must have 10 bytes, got"
+        assert said == [f"{words} {count}" for count in (9, 11, 0, 100_000)]
+        assert into == [1] * 10
+
+
+@pytest.mark.parametrize("hosts", ["2+1", "1+2", "1+1+1"])
+def test_a_rank_that_catches_its_failure_is_named_to_other_hosts_at_once(hosts: str) -> None:
+    """Rank 0 waits in another group until the others have learnt it."""
+
+    def body(rank: int) -> str:
+        whole = world_of(hosts)
+        comm = whole.split(0)
+
+        def update(part: slice, mean: np.ndarray) -> None:
+            if rank == 0:
+                raise KeyError("no such anchor")
+
+        try:
+            comm.allreduce(np.ones(1000), "mean", update=update)
+        except (KeyError, RankFailure) as error:
+            said = str(error)
+        whole.barrier()
+        return said
+
+    first, *others = run_ranks(3, body)
+    assert first == "'no such anchor'"
+    for said in others:
+        assert said.endswith("rank 0 failed: KeyError: 'no such anchor'")
+
+
+@pytest.mark.parametrize("hosts", ["2+1", "1+1+1"])
+def test_a_rank_that_has_closed_the_group_is_not_waited_for(hosts: str) -> None:
+    def body(rank: int) -> str:
+        whole = world_of(hosts)
+        comm, said = whole.split(0), ""
+        if rank == 0:
+            comm.close()
+        else:
+            with pytest.raises(RankFailure) as caught:
+                comm.barrier()
+            said = str(caught.value)
+        whole.barrier()
+        return said
+
+    for said in run_ranks(3, body)[1:]:
+        assert said.endswith("rank 0 has closed the group or ended")
+
+
+def test_a_rank_that_never_comes_is_named_when_the_deadline_has_passed() -> None:
+    """Rank 0 waits for torch's own barrier meanwhile."""
+
+    def body(rank: int) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LOCALSGD_DEADLINE_S", "1")
+            comm = apart(2)
+        said = ""
+        if rank == 1:
+            with pytest.raises(RankFailure) as caught:
+                comm.barrier()
+            said = str(caught.value)
+        dist.barrier()
+        return said
+
+    said = run_ranks(2, body)[1]
+    assert "(deadline 1 s) for rank 0: rank 0 is on another host" in said
+
+
+def test_a_rank_that_is_killed_is_named_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "import torch.distributed as dist\n"
+        "import localsgd.torch\n"
+        f"store = dist.FileStore('{tmp_path}/store', 2)\n"
+        "dist.init_process_group('gloo', store=store, rank=int(sys.argv[1]), world_size=2)\n"
+        "comm = localsgd.torch.world()\n"
+        "comm.barrier()\n"
+        "if comm.rank == 1:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "try:\n"
+        "    comm.barrier()\n"
+        "except localsgd.RankFailure as error:\n"
+        "    print(f'ranks {error.ranks}: {error}', flush=True)\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank)],
+            env={**os.environ, "LOCALSGD_HOSTS": "1+1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert said[0].startswith("ranks (1,): no message could be exchanged with rank 1")
