@@ -17,6 +17,7 @@ clipping by the global norm.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from math import isfinite, sqrt
 from typing import Literal
@@ -24,11 +25,11 @@ from typing import Literal
 import numpy as np
 
 from localsgd.agreement import agreed_among, workers_of
-from localsgd.arena import Arena
+from localsgd.arena import Arena, Subset
 from localsgd.averagers.base import ModelAverager
 from localsgd.checks import checked_number
 from localsgd.comm import NON_MEMBER, NoWeight
-from localsgd.comm.base import Array, Communicator
+from localsgd.comm.base import Array, Communicator, Update
 
 BLOCK = 32_768
 
@@ -60,7 +61,7 @@ class GradientStage:
             comm: the workers that take part, those of the averager; None means
                 ``localsgd.world()``.
             max_own_norm: the norm to which each worker's gradient is scaled down before it is
-                averaged; over all arenas of the model.
+                averaged; over all parameters that are trained.
             max_norm: the same of the gradient after that, as the step takes it.
 
         Raises:
@@ -97,7 +98,12 @@ class GradientStage:
         return self.comm if averager.step < warmup_of(averager) else self._host
 
     def average(
-        self, arenas: Sequence[Arena], averager: ModelAverager, *, skip: bool = False
+        self,
+        arenas: Sequence[Arena],
+        averager: ModelAverager,
+        *,
+        skip: bool = False,
+        trained: Sequence[Subset] | None = None,
     ) -> bool:
         """Makes ``arena.grad`` of every arena the gradient that the next step is to take.
 
@@ -110,6 +116,8 @@ class GradientStage:
             arenas: all arenas of the model; their gradients change in place.
             averager: counts the steps.
             skip: whether this worker's own gradient is to be thrown away.
+            trained: for each arena the parameters whose gradients norms cover and limits clip;
+                None for all.
 
         Returns:
             Whether there is a step to take: not if all workers of the group skip it.
@@ -120,7 +128,15 @@ class GradientStage:
             RankFailure: if a worker died before.
         """
         group = self.group_due(averager)
-        gradients = [arena.grad.flat for arena in arenas]
+        if trained is None:
+            trained = [Subset(arena, arena.names) for arena in arenas]
+        limited = not (self._max_own_norm is None is self._max_norm)
+        parts = [stretches_of(subset) if limited else [] for subset in trained]
+        covered = [
+            subset.arena.grad.flat[part]
+            for subset, own in zip(trained, parts, strict=True)
+            for part in own
+        ]
         samples = averager.samples_of_step
         self.own_norm = self.norm = np.nan
         if skip:
@@ -128,19 +144,19 @@ class GradientStage:
             if group is None:
                 return False
         elif self._max_own_norm is not None:
-            self.own_norm = sqrt(sum(squares_of(flat) for flat in gradients))
-            clip(gradients, self.own_norm, self._max_own_norm)
+            self.own_norm = sqrt(sum(squares_of(flat) for flat in covered))
+            clip(covered, self.own_norm, self._max_own_norm)
         squares = Squares()
         if group is not None:
             weight = 1.0 if samples is None else float(samples)
             label = f"gradients of step {averager.step + 1}"
             try:
-                for flat in gradients:
+                for arena, own in zip(arenas, parts, strict=True):
                     group.allreduce(
-                        flat,
+                        arena.grad.flat,
                         "mean",
                         weight=0.0 if skip else weight,
-                        update=None if self._max_norm is None else squares.add,
+                        update=None if self._max_norm is None else squares.adding(own),
                         label=label if samples is None else f"{label}, weighed by samples",
                     )
             except NoWeight:
@@ -149,11 +165,11 @@ class GradientStage:
                 return False
         if self._max_norm is not None:
             if group is None:
-                squares.total = sum(squares_of(flat) for flat in gradients)
+                squares.total = sum(squares_of(flat) for flat in covered)
             else:
                 squares.sum_over(group)
             self.norm = sqrt(squares.total)
-            clip(gradients, self.norm, self._max_norm)
+            clip(covered, self.norm, self._max_norm)
         if group is self.comm:
             averager.forget_samples()
         return True
@@ -165,15 +181,39 @@ class Squares:
     def __init__(self) -> None:
         self.total = 0.0
 
-    def add(self, part: slice, values: Array) -> None:
-        """Adds the squares of a block; an ``update`` of ``Communicator.allreduce``."""
-        self.total += squares_of(values)
+    def adding(self, parts: Sequence[slice]) -> Update:
+        """An ``update`` of ``Communicator.allreduce`` that adds the squares within these parts.
+
+        Args:
+            parts: in rising order, not overlapping.
+        """
+        stops = [part.stop for part in parts]
+
+        def add(block: slice, values: Array) -> None:
+            for part in parts[bisect_right(stops, block.start) :]:
+                if part.start >= block.stop:
+                    break
+                first, last = max(part.start, block.start), min(part.stop, block.stop)
+                self.total += squares_of(values[first - block.start : last - block.start])
+
+        return add
 
     def sum_over(self, group: Communicator) -> None:
         """Sums the ranks' totals; collective. The sum has the same bits on every rank."""
         totals = np.array([self.total])
         group.allreduce(totals, "sum", label="norm of the gradient")
         self.total = float(totals[0])
+
+
+def stretches_of(subset: Subset) -> list[slice]:
+    """Where in its arena's buffer some parameters lie: as few parts as there can be, rising."""
+    stretches: list[slice] = []
+    for name in subset.names:
+        part = subset.arena.slice_of(name)
+        if stretches and stretches[-1].stop == part.start:
+            part = slice(stretches.pop().start, part.stop)
+        stretches.append(part)
+    return stretches
 
 
 def warmup_of(averager: ModelAverager) -> int:

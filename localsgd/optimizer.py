@@ -23,7 +23,7 @@ from localsgd.gradients import GradientStage, divide
 from localsgd.loading import load_together
 from localsgd.lr import Rate, apply_rate
 from localsgd.options import companions
-from localsgd.parts import Averager, InnerOptimizer, Stateful
+from localsgd.parts import Averager, Checking, InnerOptimizer, Stateful, trained_by
 from localsgd.state import Policy
 from localsgd.uneven import Kind, UnevenEnds, Without
 
@@ -113,6 +113,7 @@ class PostLocalSGDOptimizer:
             What ``closure`` returned.
 
         Raises:
+            TypeError, ValueError: for an invalid hyperparameter; gradients are then as before.
             MismatchError, RankFailure: from the averages. Those of gradients come before the
                 step; when the round fails the local step is taken, and not counted.
         """
@@ -123,6 +124,7 @@ class PostLocalSGDOptimizer:
         else:
             count = checked_count("micro_batches", micro_batches, at_least=1)
             loss = None if closure is None else closure()
+            self._check_step()
             self._tell("step")
             for arena in self.optim.arenas if count > 1 else ():
                 divide(arena.grad.flat, count)
@@ -139,6 +141,8 @@ class PostLocalSGDOptimizer:
         has then seen fewer steps than others', which ``state="mean"`` refuses.)
         """
         self._set_rate()
+        if self.gradients is not None:
+            self._check_step()
         self._tell("step")
         self._step_averaged(skip=True)
         self._count()
@@ -266,11 +270,19 @@ class PostLocalSGDOptimizer:
         if self.rate is not None:
             apply_rate(self.rate, self.averager.step, self.param_groups)
 
+    def _check_step(self) -> None:
+        """Before anything changes, raises what the step would raise, if the optimizer can tell."""
+        if isinstance(self.optim, Checking):
+            self.optim.checked_groups()
+
     def _step_averaged(self, *, skip: bool) -> None:
         """Takes the step with the averaged gradient, or none if there is no gradient."""
         goes = not skip
         if self.gradients is not None:
-            goes = self.gradients.average(self.optim.arenas, self._core("gradients"), skip=skip)
+            trained = trained_by(self.optim)
+            goes = self.gradients.average(
+                self.optim.arenas, self._core("gradients"), skip=skip, trained=trained
+            )
         elif skip and isinstance(self.averager, ModelAverager):
             self.averager.take_back_samples()
         if goes:

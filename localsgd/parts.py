@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from localsgd.arena import Arena
+from localsgd.arena import Arena, Subset
 
 
 @runtime_checkable
@@ -18,7 +18,7 @@ class InnerOptimizer(Protocol):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups."""
+        """The parameter groups, with the names of the parameters as ``"params"``."""
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -41,6 +41,14 @@ class InnerOptimizer(Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """What can tell beforehand whether a step can be taken."""
+
+    def checked_groups(self) -> object:
+        """Raises TypeError or ValueError if it cannot."""
+
+
+@runtime_checkable
 class Averager(Protocol):
     """What follows a local step: an averager of ``localsgd.averagers``, or anything like it."""
 
@@ -57,3 +65,12 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+
+
+def trained_by(optim: InnerOptimizer) -> list[Subset]:
+    """Of every arena of an optimizer the parameters that its groups train."""
+    names = {name for group in optim.param_groups for name in group["params"]}
+    return [
+        Subset(arena, tuple(name for name in arena.names if name in names))
+        for arena in optim.arenas
+    ]

@@ -63,6 +63,26 @@ def test_samples_of_the_warmup_weigh_in_no_round() -> None:
     assert run_threads(2, work) == [-1.0, -1.0]
 
 
+def test_a_step_that_cannot_be_taken_leaves_the_gradients_as_they_are() -> None:
+    """Mended, it takes the mean of 3, which is what 8 / 2 is limited to, and 4 / 2."""
+
+    def work(comm: Communicator) -> list[float]:
+        stage = GradientStage("none", comm, max_own_norm=3.0)
+        training, arena = begin(comm, 9, synchronous_steps=9, gradients=stage)
+        arena.grad["x"] += 8.0 - 4 * comm.rank
+        seen = []
+        training.param_groups[0]["lr"] = -1.0
+        for step in (lambda: training.step(micro_batches=2), training.skip_step):
+            with pytest.raises(ValueError, match="lr must be"):
+                step()
+            seen.append(float(arena.grad["x"][0]))
+        training.param_groups[0]["lr"] = 1.0
+        training.step(micro_batches=2)
+        return [*seen, float(arena["x"][0]), training.averager.step]
+
+    assert run_threads(2, work) == [[8.0, 8.0, -2.5, 1], [4.0, 4.0, -2.5, 1]]
+
+
 def test_the_mean_of_micro_batches_is_stepped_with() -> None:
     """Ranks add up 1+2+3 and 4+5+6: means 2 and 5, together 3½; alone -2 and -5 more."""
 

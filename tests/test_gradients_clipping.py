@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from localsgd import (
     Communicator,
     GradientStage,
     LocalSGD,
+    ModelAverager,
+    every,
     optim,
     run_threads,
     solo,
@@ -102,6 +105,46 @@ def test_a_gradient_that_is_not_finite_reaches_all_and_is_not_clipped() -> None:
     for values, norm in run_threads(2, work):
         np.testing.assert_equal(values, [np.nan, -4.25])
         assert np.isnan(norm)
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_norms_are_of_the_parameters_that_groups_train(size: int, hosts: str) -> None:
+    """Of a, b, c, d groups train b and d: 40,000 times 3 and 4, norm √(40,000·25); limited to 1.
+
+    The others' gradients are averaged, and are neither counted nor clipped.
+    """
+    count = 40_000
+    values = {"a": 1e6, "b": 3.0, "c": 1e6, "d": 4.0}
+
+    def work(comm: Communicator) -> list[Any]:
+        arena = Arena({name: np.zeros(count) for name in values}, comm)
+        stage = GradientStage("none", comm, max_norm=1.0, max_own_norm=1e9)
+        groups = [{"params": arena.subset([name])} for name in "bd"]
+        training = LocalSGD(optim.SGD(groups, lr=1.0), 9, synchronous_steps=1, gradients=stage)
+        found: list[Any] = []
+        for _ in range(2):
+            for name, value in values.items():
+                arena.grad[name][...] = value
+            training.step()
+            found += [stage.norm, stage.own_norm]
+        return [*found, *({*arena[name]} for name in "bd"), *({*arena.grad[name]} for name in "ac")]
+
+    norm = 5 * np.sqrt(count)
+    for found in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(found[:4], norm, rtol=1e-12)
+        b, d, a, c = found[4:]
+        np.testing.assert_allclose([*b, *d], [-6 / norm, -8 / norm], rtol=1e-12)
+        assert a == c == {1e6}
+
+
+def test_a_stage_may_be_told_of_which_parameters_norms_are() -> None:
+    comm = solo()
+    arena = Arena({"a": np.zeros(1), "b": np.zeros(2)}, comm)
+    stage, averager = GradientStage("none", comm, max_norm=1.0), ModelAverager(every(9), comm)
+    arena.grad.flat[...] = [7.0, 3.0, 4.0]
+    stage.average([arena], averager, trained=[arena.subset(["b"])])
+    assert stage.norm == 5.0
+    assert arena.grad.flat.tolist() == [7.0, 0.6, 0.8]
 
 
 def test_averaging_and_clipping_need_no_memory_of_the_models_size() -> None:

@@ -125,12 +125,10 @@ class Optimizer(ABC):
             What ``closure`` returned.
 
         Raises:
-            TypeError, ValueError: if a hyperparameter was set to something invalid; the step is
-                then not taken.
+            TypeError, ValueError: for an invalid hyperparameter; the step is then not taken.
         """
         loss = None if closure is None else closure()
-        # A schedule may have set numpy scalars, which would widen the arithmetic.
-        groups = [self.checked(group) for group in self.param_groups]
+        groups = self.checked_groups()
         for group, member in zip(groups, self._members, strict=True):
             keys = self.kept(group)
             fresh = frozenset(keys).difference(member.columns)
@@ -141,6 +139,11 @@ class Optimizer(ABC):
             for run in member.runs:
                 self._walk.take(self, group, run, keys, fresh, int(member.step))
         return loss
+
+    def checked_groups(self) -> list[Group]:
+        """The hyperparameters that the next step takes, or what it raises for invalid ones."""
+        # A schedule may have set numpy scalars, which would widen the arithmetic.
+        return [self.checked(group) for group in self.param_groups]
 
     def zero_grad(self) -> None:
         """Sets the gradients of this optimizer's parameters to zero.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from localsgd.agreement import agreed
 from localsgd.arena import Arena
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.base import Communicator
 from localsgd.rules import Rule
 from localsgd.torch.buffers import ModuleBuffers, settled_rules
@@ -58,7 +59,8 @@ def adopt(
 
     Args:
         model: alike on all ranks in names, shapes, dtypes and memory formats.
-        process_group: the workers that hold it; None for all.
+        process_group: the workers that hold it; None for all. A rank outside of them keeps its
+            model as it is, and gets neither params nor buffers.
         start: "broadcast" gives all the values of rank 0, as DDP does: of trained and frozen
             parameters, buffers of every dtype, and extra state that is a tensor; "keep" leaves each
             its own.
@@ -77,6 +79,8 @@ def adopt(
     if start not in get_args(Start):
         raise ValueError(f"start must be one of {get_args(Start)}, got {start!r}")
     comm = communicator(process_group)
+    if comm is NON_MEMBER:
+        return Adopted(comm, Placed({}), None)
     known = _ADOPTED.get(model)
     if known is not None and known.comm is not comm:
         raise ValueError(

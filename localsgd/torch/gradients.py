@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from localsgd import averagers as core
-from localsgd.agreement import agreed
+from localsgd.agreement import agreed_among
 from localsgd.checks import checked_count
-from localsgd.comm import NoWeight
+from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.base import Communicator
 from localsgd.gradients import warmup_of
 from localsgd.torch.adapting import CoreAverager
@@ -86,9 +86,9 @@ class GradientStage:
                 raise ValueError("model must have one gradient stage, got one that has")
             return [f"after {after}, blocks of {block_bytes} bytes"]
 
-        agreed(comm, "gradient stages", prepare, lambda lines: lines)
+        agreed_among(comm, "gradient stages", prepare, lambda lines: lines)
         self.after, self._comm, self._averager = after, comm, averager
-        self._nearby = of_host(comm) if after == "host" else None
+        self._nearby = of_host(comm) if after == "host" and comm is not NON_MEMBER else None
         params = adopt(model, comm).params
         for arena in params.whole_arenas:
             arena.add_grad()
@@ -120,6 +120,8 @@ class GradientStage:
     @property
     def group(self) -> Communicator | None:
         """The workers that average the gradients of the next step; None for nobody."""
+        if self._comm is NON_MEMBER:
+            return None
         return self._comm if self._averager.step < warmup_of(self._averager) else self._nearby
 
     @contextmanager

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import localsgd.torch as ours
 from localsgd import MismatchError, run_threads, solo
+from torch_ranks import run_ranks
 
 # torch's random numbers are one stream of the process: workers that are threads take turns.
 _DRAWING = threading.Lock()
@@ -232,3 +234,40 @@ def test_what_cannot_be_adopted_is_refused(
 ) -> None:
     with pytest.raises(error):
         ours.adopt(model, solo(), **arguments)
+
+
+def test_a_rank_outside_of_the_group_trains_by_itself() -> None:
+    """Ranks 0 and 1 go from 0 and 1 to their mean; rank 2, outside, steps as torch alone."""
+
+    def body(rank: int) -> Any:
+        group = dist.new_group([0, 1])
+        model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+        linear = model[0]
+        with torch.no_grad():
+            linear.weight.fill_(float(rank))
+        adopted = ours.adopt(model, group, start="keep")
+        averager = ours.PeriodicModelAverager(2, 1, group)
+        stage = ours.GradientStage(model, averager, after="host")
+        optimizer = ours.PostLocalSGDOptimizer(
+            torch.optim.SGD([linear.weight], lr=1.0),
+            averager,
+            gradients=stage,
+            state="mean",
+            buffers=adopted.buffers,
+        )
+        found = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            (linear.weight * (rank + 1.0)).sum().backward()
+            optimizer.step()
+            found.append(linear.weight.item())
+        optimizer.skip_step()
+        optimizer.flush()
+        again = ours.adopt(model, group)
+        return found, averager.step, adopted.buffers is None, len(list(again.params))
+
+    inside, other, outside = run_ranks(3, body)
+    # The gradients 1 and 2 have mean 1.5, in the warm-up and then on the host.
+    assert inside == ([-1.5, -2.5], 3, False, 3)
+    assert other == ([-0.5, -2.5], 3, False, 3)
+    assert outside == ([-1.0, -4.0], 3, True, 0)
