@@ -1,14 +1,13 @@
 """The communication layer: who takes part, and how bytes move."""
 
-from .base import Communicator, Op, Request, Traffic, Update
 from .bootstrap import connect
 from .codecs import BFLOAT16, FLOAT16, Cast, Codec
+from .contract import Communicator, Op, Request, Traffic, Update
 from .errors import MismatchError, NoWeight, RankFailure
 from .nonmember import NON_MEMBER, NonMember
-from .solo import solo
 from .start import world
-from .threads import run_threads
 from .topology import Topology
+from .transports import run_threads, solo
 
 __all__ = [
     "BFLOAT16",

@@ -13,16 +13,13 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from .agreement import require_equal
-from .base import Json, Reduction, Transport
+from .contract import Json, Reduction, Transport
 from .group import Group, Setting
-from .memory import why_not_shared
-from .messages import Mail
-from .native import ReducingTransport
-from .regions import Regions
-from .sharing import CannotMap
+from .meeting import require_equal
+from .memory import CannotMap, Regions, why_not_shared
+from .reduction import ReducingTransport
 from .topology import HostsLike, Topology
-from .waiting import Clock, Waiter
+from .waiting import Clock, Mail, Waiter
 
 DEADLINE_S = 600.0
 

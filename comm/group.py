@@ -17,27 +17,26 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import agreement, checks, header
-from .background import Background
-from .base import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
-from .board import PAGE_BYTES, Board
 from .codecs import Codec
-from .entrance import Entrance
+from .contract import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
 from .errors import require_length
-from .fused import Job
-from .guards import Collective, OwnErrors
-from .header import Header
-from .leaving import leave_at_exit
-from .messages import DIRECT, GATHERED, Mail
-from .news import News
+from .meeting import (
+    PAGE_BYTES,
+    Board,
+    Collective,
+    Entrance,
+    Header,
+    News,
+    OwnErrors,
+    arguments,
+    equality,
+    header,
+)
+from .memory import CannotMap, Regions, share
 from .nonmember import NON_MEMBER
-from .plan import shard
-from .reducing import Reducer
-from .reductions import Reductions
-from .regions import Regions
-from .sharing import CannotMap, share
+from .reduction import Job, Reducer, Reductions, shard
 from .topology import Topology
-from .waiting import Clock, Waiter
+from .waiting import DIRECT, GATHERED, Background, Clock, Mail, Waiter, leave_at_exit
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,8 @@ class Group:
     def allocate(self, count: int, dtype: DTypeLike) -> Array:
         with self._collective:
             with self._own_errors:
-                kind = checks.buffer_dtype(dtype)
-                count = checks.length(count, kind)
+                kind = arguments.buffer_dtype(dtype)
+                count = arguments.length(count, kind)
             self._entrance.enter(Header("allocate", dtype=kind, elements=count))
             try:
                 shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
@@ -161,7 +160,7 @@ class Group:
             return shared.own.view(kind)
 
     def shard(self, count: int) -> slice:
-        checks.whole_number("count", count, at_least=0)
+        arguments.whole_number("count", count, at_least=0)
         return shard(count, self.topology, self.rank)
 
     def allreduce(
@@ -193,16 +192,16 @@ class Group:
     def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
         with self._collective:
             with self._own_errors:
-                checks.buffer("buffer", buffer)
-                checks.codec(codec)
+                arguments.buffer("buffer", buffer)
+                arguments.codec(codec)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
             self._reductions.run(Job(None, [1.0] * self.size, codec), buffer)
 
     def broadcast(self, buffer: Array, root: int) -> None:
         with self._collective:
             with self._own_errors:
-                checks.buffer("buffer", buffer)
-                checks.rank("root", root, self.size)
+                arguments.buffer("buffer", buffer)
+                arguments.rank("root", root, self.size)
             call = self._reducer.describe(Header("broadcast", root=root), buffer)
             # The mean of which only the root has a weight: its values, copied.
             self._reducer.show(buffer)
@@ -213,10 +212,10 @@ class Group:
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
         with self._collective:
-            checks.buffer("send", send, writeable=False)
-            checks.buffer("receive", receive)
-            checks.rank("dest", dest, self.size)
-            checks.rank("source", source, self.size)
+            arguments.buffer("send", send, writeable=False)
+            arguments.buffer("receive", receive)
+            arguments.rank("dest", dest, self.size)
+            arguments.rank("source", source, self.size)
             if dest == source == self.rank:
                 # Open MPI cuts what a rank sends itself without a word.
                 require_length(send.nbytes, receive.nbytes, source)
@@ -228,10 +227,10 @@ class Group:
     def gather(self, array: Array) -> list[Array]:
         with self._collective:
             with self._own_errors:
-                checks.buffer("array", array, writeable=False)
+                arguments.buffer("array", array, writeable=False)
             self._entrance.enter(Header("gather"))
             shapes = self._mail.collect([array.size, array.dtype.name])
-            arrays = [np.empty(count, checks.buffer_dtype(name)) for count, name in shapes]
+            arrays = [np.empty(count, arguments.buffer_dtype(name)) for count, name in shapes]
             peers = [peer for peer in range(self.size) if peer != self.rank]
             incoming = [(peer, self._mail.receive(arrays[peer], peer, GATHERED)) for peer in peers]
             outgoing = [(peer, self._mail.send(array, peer, GATHERED)) for peer in peers]
@@ -247,7 +246,7 @@ class Group:
     def collect(self, value: Json) -> list[Json]:
         with self._collective:
             with self._own_errors:
-                text = agreement.as_json(value)
+                text = equality.as_json(value)
             self._board.show_text(text, self._entrance.sequence + 1)
             self._entrance.enter(Header("collect"))
             texts = self._board.texts(self._entrance.sequence) if self._one_host else None
@@ -256,7 +255,7 @@ class Group:
             return [json.loads(text) for text in texts]
 
     def agree(self, value: Json, what: str) -> None:
-        agreement.require_equal(self.collect(value), what)
+        equality.require_equal(self.collect(value), what)
 
     def start(self, work: Callable[[Communicator], None]) -> Request:
         self._collective.require_open()
@@ -266,7 +265,7 @@ class Group:
         with self._collective:
             with self._own_errors:
                 if color is not None:
-                    checks.whole_number("color", color, at_least=0)
+                    arguments.whole_number("color", color, at_least=0)
                     color = operator.index(color)
             self._entrance.enter(Header("split"))
             colors = self._mail.collect(color)

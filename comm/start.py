@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from .base import Reduction
+from .contract import Reduction
 from .group import Group
-from .solo import SoloTransport
-from .threads import current_group
 from .topology import HostsLike
+from .transports import SoloTransport, current_group
 
 _WORLDS: dict[tuple[object, ...], Group] = {}
 
@@ -63,7 +62,7 @@ def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | 
 
     if not launched_by_mpi():
         return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
-    from .mpi import MpiTransport
+    from .transports.mpi import MpiTransport
 
     if deadline_s is None:
         deadline_s = usual_deadline_s()

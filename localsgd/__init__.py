@@ -1,14 +1,13 @@
 """Local SGD: one model on many workers that talk rarely."""
 
 from localsgd import lr, optim
-from localsgd.arena import Arena, FlatArrays, Subset
+from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
     HierarchicalModelAverager,
     ModelAverager,
     PeriodicModelAverager,
     average_parameters,
 )
-from localsgd.buffers import Buffers
 from localsgd.comm import (
     NON_MEMBER,
     Communicator,
@@ -20,13 +19,11 @@ from localsgd.comm import (
     solo,
     world,
 )
-from localsgd.data import ShardSampler
+from localsgd.data import RandomStreams, ShardSampler
 from localsgd.gradients import GradientStage
-from localsgd.local_sgd import LocalSGD
-from localsgd.optimizer import PostLocalSGDOptimizer
-from localsgd.rules import Derived, Variance, WeightedMean
+from localsgd.methods import LocalSGD
 from localsgd.schedules import Schedule, aligned, every, post_local, when
-from localsgd.streams import RandomStreams
+from localsgd.training import PostLocalSGDOptimizer
 
 __all__ = [
     "NON_MEMBER",

@@ -16,8 +16,7 @@ from itertools import pairwise
 from math import cos, pi
 from typing import Any, Protocol, runtime_checkable
 
-from localsgd.checks import checked_count, checked_number
-from localsgd.words import name_of, words_of
+from localsgd.checks import checked_count, checked_number, name_of, words_of
 
 
 @runtime_checkable

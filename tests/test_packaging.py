@@ -31,11 +31,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_every_module_and_no_top_level_comm(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"localsgd/comm/{path.name}" for path in ROOT.glob("comm/*.py")}
+    wanted = {f"localsgd/{path.relative_to(ROOT)}" for path in ROOT.glob("comm/**/*.py")}
     wanted |= {
         str(path.relative_to(ROOT))
         for path in ROOT.glob("localsgd/**/*.py")
-        if "comm" not in path.parts
+        if ROOT / "localsgd" / "comm" not in path.parents
     }
     assert wanted <= names
     assert "localsgd/py.typed" in names

@@ -1,15 +1,17 @@
 """What becomes of the workers' average."""
 
-from localsgd.averagers.along import Companion
-from localsgd.averagers.base import ModelAverager
-from localsgd.averagers.hierarchical import HierarchicalModelAverager
+from localsgd.averagers.averager import ModelAverager, agreed_schedule
+from localsgd.averagers.companion import Companion
+from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.periodic import PeriodicModelAverager
 
 __all__ = [
     "Companion",
+    "GroupSize",
     "HierarchicalModelAverager",
     "ModelAverager",
     "PeriodicModelAverager",
+    "agreed_schedule",
     "average_parameters",
 ]

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from localsgd.agreement import workers_of
-from localsgd.averagers.base import ModelAverager, agreed_schedule
+from localsgd.averagers.averager import ModelAverager, agreed_schedule
 from localsgd.averagers.ledger import Ledger
-from localsgd.checks import caller_level, checked_count
+from localsgd.checks import caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.base import Communicator
+from localsgd.comm.contract import Communicator
 from localsgd.comm.topology import Topology
 
 GroupSize: TypeAlias = "int | Literal['host', 'world']"

@@ -8,11 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from localsgd.agreement import agreed, workers_of
-from localsgd.arena import Arena, FlatArrays
+from localsgd.arrays import Arena, FlatArrays, check_arrays
+from localsgd.checks import agreed, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.base import Array, Communicator
-from localsgd.layout import check_arrays
+from localsgd.comm.contract import Array, Communicator
 
 ArraysLike: TypeAlias = (
     "FlatArrays | Mapping[str, NDArray[Any]] | Sequence[FlatArrays | NDArray[Any]]"

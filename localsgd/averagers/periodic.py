@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import warnings
 
-from localsgd.agreement import workers_of
-from localsgd.averagers.base import ModelAverager, agreed_schedule
-from localsgd.checks import caller_level
-from localsgd.comm.base import Communicator
+from localsgd.averagers.averager import ModelAverager, agreed_schedule
+from localsgd.checks import caller_level, workers_of
+from localsgd.comm.contract import Communicator
 from localsgd.schedules import post_local
 
 

@@ -11,7 +11,7 @@ import click
 from localsgd.cli.launcher import LaunchError, find_mpirun
 from localsgd.cli.supervise import CANNOT_START, run_job
 from localsgd.comm import Topology
-from localsgd.comm.settings import find_program
+from localsgd.comm.transports import find_program
 
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 

@@ -1,7 +1,8 @@
 """Which mpirun to call, and with what, so that a person need not know.
 
 Everything is set through the environment, where a setting of the user's own stands: running as
-root, more ranks than cores, no binding, one BLAS thread a rank, and what ``comm/settings.py`` has.
+root, more ranks than cores, no binding, one BLAS thread a rank, and what
+``comm/transports/settings.py`` has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from localsgd.comm.settings import OPEN_MPI, find_program, names_in_files
+from localsgd.comm.transports import OPEN_MPI, find_program, names_in_files
 
 BLAS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.

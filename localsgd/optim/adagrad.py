@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from localsgd.checks import checked_flag, checked_number
-from localsgd.optim.base import Optimizer
 from localsgd.optim.block import Block
-from localsgd.optim.groups import Group, ParamsLike
+from localsgd.optim.optimizer import Optimizer
+from localsgd.optim.param_groups import Group, ParamsLike
 
 
 class Adagrad(Optimizer):

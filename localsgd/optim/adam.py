@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from localsgd.checks import checked_flag, checked_number
-from localsgd.optim.base import Optimizer
 from localsgd.optim.block import Block
-from localsgd.optim.compiled import adam_loop
-from localsgd.optim.groups import Group, ParamsLike
+from localsgd.optim.optimizer import Optimizer
+from localsgd.optim.param_groups import Group, ParamsLike
+from localsgd.optim.step_loops import adam_loop
 
 
 class Adam(Optimizer):

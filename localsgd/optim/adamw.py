@@ -7,7 +7,7 @@ Algorithm 2, with the constants and the order of arithmetic of torch.optim.AdamW
 from __future__ import annotations
 
 from localsgd.optim.adam import Adam
-from localsgd.optim.groups import ParamsLike
+from localsgd.optim.param_groups import ParamsLike
 
 
 class AdamW(Adam):

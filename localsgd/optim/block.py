@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localsgd.comm.base import Array
+from localsgd.comm.contract import Array
 
 
 @dataclass

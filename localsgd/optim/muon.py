@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from localsgd.checks import checked_count, checked_flag, checked_number
-from localsgd.comm.base import Array
-from localsgd.optim.base import Optimizer
+from localsgd.comm.contract import Array
 from localsgd.optim.block import Block
-from localsgd.optim.groups import Group, ParamsLike
+from localsgd.optim.optimizer import Optimizer
+from localsgd.optim.param_groups import Group, ParamsLike
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ADJUSTMENTS = (None, "original", "match_rms_adamw")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from localsgd.checks import checked_count
-from localsgd.comm.base import Array
+from localsgd.comm.contract import Array
 
 
 class Rules(Protocol):

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from localsgd.comm.base import Array
 from localsgd.comm.compiled import LARGE_BYTES
+from localsgd.comm.contract import Array
 from localsgd.optim.block import Block
-from localsgd.optim.groups import Group, Run
+from localsgd.optim.param_groups import Group, Run
 
 BLOCK = 32_768
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import localsgd.torch as ours
 from torch_ranks import run_ranks
 
-SOURCES = sorted((Path(__file__).parents[2] / "localsgd" / "torch").glob("*.py"))
+SOURCES = sorted((Path(__file__).parents[2] / "localsgd" / "torch").glob("**/*.py"))
 
 WIDTH = 64
 # What moves memory or looks at it in another shape.

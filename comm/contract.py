@@ -1,0 +1,257 @@
+"""Who takes part, and how their bytes move: the contract that every group of workers meets.
+
+One implementation (``group.Group``) stands on any ``Transport``; a backend supplies only
+sending, receiving and splitting. Every method of a communicator is collective and buffers
+are one-dimensional, contiguous and change in place, unless the method says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .codecs import Codec
+from .topology import Topology
+
+Array: TypeAlias = NDArray[Any]
+Op: TypeAlias = Literal["mean", "sum", "max", "min"]
+Reduction: TypeAlias = Literal["exact", "native"]
+Json: TypeAlias = Any
+Update: TypeAlias = Callable[[slice, Array], None]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank has moved so far, counted where it moves.
+
+    The byte counts are payload: parameters, gradients and arrays. The headers that every
+    collective compares between hosts are counted apart, in ``control``.
+    """
+
+    calls: int = 0
+    host_read: int = 0
+    host_written: int = 0
+    sent: int = 0
+    received: int = 0
+    control: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return self._combine(other, 1)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return self._combine(other, -1)
+
+    def _combine(self, other: Traffic, sign: int) -> Traffic:
+        return replace(
+            self, **{name: mine + sign * getattr(other, name) for name, mine in vars(self).items()}
+        )
+
+
+class Request(Protocol):
+    """Work that runs in the background."""
+
+    def done(self) -> bool:
+        """Whether the work has ended, well or not."""
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Returns once the work has ended.
+
+        Raises:
+            TimeoutError: if it has not after ``timeout_s`` seconds; it goes on.
+            Exception: whatever the work raised.
+        """
+
+
+class Pending(Protocol):
+    """One message under way."""
+
+    def done(self) -> bool:
+        """Whether the message's memory may be used again; makes progress."""
+
+
+class Transport(Protocol):
+    """What a backend supplies: messages between ranks, in order for each pair and tag."""
+
+    rank: int
+    size: int
+
+    def send(self, data: Array, dest: int, tag: int) -> Pending:
+        """Starts sending ``data`` (bytes, shape ``(n,)`` of uint8)."""
+
+    def receive(self, into: Array, source: int, tag: int) -> Pending:
+        """Starts receiving exactly ``into.nbytes`` bytes; any other number is a MismatchError."""
+
+    def split(self, colors: Sequence[int | None]) -> Transport | None:
+        """The ranks with this rank's colour as a transport of their own; None for colour None.
+
+        Collective. ``colors`` are those of all ranks.
+        """
+
+    def announce(self, record: bytes, dest: int) -> None:
+        """Sends ``news.RECORD_BYTES`` bytes that nobody expects; returns at once, never raises."""
+
+    def news(self) -> Sequence[bytes]:
+        """The records announced to this rank that have come since the last call."""
+
+    def check(self, missing: Sequence[int]) -> None:
+        """Raises RankFailure if one of the ranks that are waited for can never come."""
+
+    def close(self) -> None:
+        """Gives back what the transport holds; it is not used afterwards."""
+
+
+class Communicator(Protocol):
+    """A group of workers.
+
+    ``op`` is ``"mean"``, ``"sum"``, ``"max"`` or ``"min"``. The mean is the shifted mean at two
+    levels (``reduction/arithmetic.py``): identical finite replicas keep their bits, every rank ends
+    with the same bits, and one topology gives the same bits on every backend. Dividing by the size
+    of the group is the communicator's business and nobody else's.
+
+    Ranks that call different verbs, or one verb with different lengths, dtypes, operations or
+    regions, get a ``MismatchError`` on every rank before anything has changed. A rank whose
+    own arguments are wrong raises its own error, and the others a ``MismatchError`` naming it.
+
+    A rank that fails within a call, as in an update, or gives up waiting takes part no more: its
+    later calls are a ``RankFailure``, and so are those of all ranks of the group, on any host, as
+    soon as they wait for others.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This worker's number in the group, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many workers the group has."""
+
+    @property
+    def topology(self) -> Topology:
+        """Which ranks share a host."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this rank has moved through this group so far; not collective."""
+
+    def allocate(self, count: int, dtype: DTypeLike) -> Array:
+        """A zeroed buffer, shape ``(count,)``, that the ranks of a host map from each other.
+
+        Collectives on it cost one pass over memory; so do those of a group split from this one.
+        Where the ranks cannot map it (too many open files, say) it is private memory on all ranks,
+        which rank 0 says once: collectives then copy it.
+
+        Raises:
+            MemoryError: on every rank, if the memory of one host does not suffice.
+        """
+
+    def shard(self, count: int) -> slice:
+        """The part of a buffer of ``count`` elements that this rank owns; not collective.
+
+        Hosts get equal parts and the ranks of a host equal parts of theirs.
+        """
+
+    def allreduce(
+        self,
+        buffer: Array,
+        op: Op,
+        *,
+        weight: float | None = None,
+        codec: Codec | None = None,
+        update: Update | None = None,
+        mix: float = 0.0,
+        label: str = "",
+    ) -> None:
+        """Reduces, updates and writes back in one pass over memory.
+
+        Args:
+            buffer: shape ``(n,)``, this rank's contribution; changed in place.
+            op: how elements combine.
+            weight: this rank's weight in the mean, finite and at least 0; a rank of weight 0 is
+                not read. None on every rank weighs equally.
+            codec: how values travel between hosts; None sends them as they are.
+            update: ``update(part, reduced)`` sees every element of this rank's shard once, in
+                cache-sized blocks, between reduction and write-back, and changes ``reduced``
+                (shape ``(part.stop - part.start,)``, the buffer's dtype) in place.
+            mix: each rank ends with ``mix * own + (1 - mix) * result``, in [0, 1]; 0 for integers.
+            label: what this call is for, as in "round after step 6"; compared like the rest.
+
+        Raises:
+            MismatchError, RankFailure, ValueError, TypeError.
+            NoWeight: a ValueError, on every rank, if the weights sum to 0.
+        """
+
+    def reduce_scatter(
+        self,
+        buffer: Array,
+        op: Op,
+        *,
+        weight: float | None = None,
+        codec: Codec | None = None,
+        update: Update | None = None,
+    ) -> None:
+        """As ``allreduce``, but only this rank's ``buffer[shard]`` ends with the result.
+
+        The rest of the buffer is unspecified, and may be written at once.
+        """
+
+    def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
+        """Every rank's ``buffer[shard]`` reaches every rank."""
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        """Every rank ends with the buffer of rank ``root``, to the bit."""
+
+    def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
+        """Sends one buffer while receiving another; concerns the ranks named alone.
+
+        Raises:
+            MismatchError: if what comes from ``source`` has not as many bytes as ``receive``.
+        """
+
+    def gather(self, array: Array) -> list[Array]:
+        """Every rank's one-dimensional array, of any length and dtype, on every rank."""
+
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+
+    def collect(self, value: Json) -> list[Json]:
+        """Every rank's small JSON value, in rank order, on every rank."""
+
+    def agree(self, value: Json, what: str) -> None:
+        """Raises MismatchError on every rank unless all ranks gave the same JSON value.
+
+        Args:
+            value: what this rank holds.
+            what: its name in the message, as in ``parameters`` or ``hyperparameters``.
+        """
+
+    def start(self, work: Callable[[Communicator], None]) -> Request:
+        """Runs ``work(comm)`` in the background; returns at once.
+
+        A group runs its operations in the order they were issued: a later call waits for
+        earlier ones. Buffers in use must not be touched before ``wait()``.
+        """
+
+    def split(self, color: int | None) -> Communicator:
+        """The group of the ranks that gave the same colour, in their order here.
+
+        A rank that gives None belongs to none of them and gets ``NON_MEMBER``.
+        """
+
+    def close(self) -> None:
+        """Ends the group on this rank; every later call is a ValueError. Not collective."""
+
+
+def as_bytes(array: Array) -> NDArray[np.uint8]:
+    """The memory of a contiguous array as bytes, shape ``(array.nbytes,)``; shares it."""
+    return array.view(np.uint8).reshape(-1)
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,26 @@
+"""How a collective begins, is compared between the ranks, and ends."""
+
+from . import arguments, equality, header
+from .board import PAGE_BYTES, SMALL_BYTES, Board
+from .entrance import Entrance
+from .equality import require_equal
+from .guards import Collective, OwnErrors
+from .header import Header, Prepared
+from .news import RECORD_BYTES, News
+
+__all__ = [
+    "PAGE_BYTES",
+    "RECORD_BYTES",
+    "SMALL_BYTES",
+    "Board",
+    "Collective",
+    "Entrance",
+    "Header",
+    "News",
+    "OwnErrors",
+    "Prepared",
+    "arguments",
+    "equality",
+    "header",
+    "require_equal",
+]

@@ -1,0 +1,175 @@
+"""What the ranks of a host show each other: arrivals, headers, and why somebody cannot come.
+
+Every rank has one page that its neighbours read and only it writes. A barrier is a counter per
+rank. Headers and the data of small collectives alternate between two slots: what a rank writes for
+the next collective spares what neighbours that have not left the last still read. Counters are
+aligned 64-bit words, each in a cache line of its own; they are stored after what they announce,
+which x86-64 keeps in order and the interpreter's own atomic operations keep in order elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract import Array
+from ..errors import RankFailure
+from ..memory import Bytes
+from . import header
+
+SMALL_BYTES = 16_384
+PAGE_BYTES = 4096 + 2 * SMALL_BYTES
+_ARRIVED, _STATE, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 128, 128, 512
+_TOO_LONG = bytes([255] * 8)
+_MOST_VIEWS = 64
+_FAILED, _LEFT = 1, 2
+
+
+class Board:
+    """The pages of one host's ranks.
+
+    Attributes:
+        ranks: the group's numbers of the ranks on this host, rising.
+    """
+
+    def __init__(
+        self, pages: Sequence[Bytes], ranks: Sequence[int], pids: Sequence[int], rank: int
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self._index = self.ranks.index(rank)
+        self._bytes = [page.data for page in pages]
+        self._words = [view.cast("q") for view in self._bytes]
+        self._data = [
+            [page[begin : begin + SMALL_BYTES] for page in pages]
+            for begin in (4096, 4096 + SMALL_BYTES)
+        ]
+        self._views: dict[tuple[int, np.dtype[Any], int], list[Array]] = {}
+        self._pids = tuple(pids)
+        self._arrivals = 0
+
+    def arrive(self) -> None:
+        """Counts this rank in; ``all_here`` tells when the others have been, too."""
+        self._arrivals += 1
+        self._words[self._index][_ARRIVED] = self._arrivals
+
+    def all_here(self) -> bool:
+        arrivals = self._arrivals
+        # A loop, since waiting ranks ask this all the time and a generator takes thrice as long.
+        for words in self._words:  # noqa: SIM110
+            if words[_ARRIVED] < arrivals:
+                return False
+        return True
+
+    def absent(self) -> list[int]:
+        """The ranks that have not arrived."""
+        arrived = zip(self.ranks, self._words, strict=True)
+        return [rank for rank, words in arrived if words[_ARRIVED] < self._arrivals]
+
+    def show(self, packed: bytes, sequence: int) -> None:
+        """Shows this rank's header for the collective with this number."""
+        begin = _slot(sequence)
+        self._bytes[self._index][begin : begin + header.BYTES] = packed
+
+    def headers(self, sequence: int) -> list[bytes]:
+        """All ranks' headers for the collective with this number, once all are here."""
+        begin = _slot(sequence)
+        return [bytes(view[begin : begin + header.BYTES]) for view in self._bytes]
+
+    def show_data(self, buffer: Array, sequence: int) -> None:
+        """Shows up to ``SMALL_BYTES`` bytes with the header of that number."""
+        self.data(sequence, buffer.dtype, buffer.size)[self._index][...] = buffer
+
+    def data(self, sequence: int, dtype: np.dtype[Any], count: int) -> list[Array]:
+        """All ranks' data for the collective with this number, once all are here."""
+        key = sequence % 2, dtype, count
+        views = self._views.get(key)
+        if views is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            nbytes = count * dtype.itemsize
+            views = [slot[:nbytes].view(dtype) for slot in self._data[sequence % 2]]
+            self._views[key] = views
+        return views
+
+    def show_text(self, text: str, sequence: int) -> None:
+        """Shows a text with the header of that number, or that it is too long."""
+        data = text.encode()
+        fits = len(data) <= SMALL_BYTES - 8
+        message = len(data).to_bytes(8, "little") + data if fits else _TOO_LONG
+        self.show_data(np.frombuffer(message, np.uint8), sequence)
+
+    def texts(self, sequence: int) -> list[str] | None:
+        """All ranks' texts for the collective with this number; None if one is too long."""
+        messages = [slot.tobytes() for slot in self._data[sequence % 2]]
+        if any(message.startswith(_TOO_LONG) for message in messages):
+            return None
+        lengths = [int.from_bytes(message[:8], "little") for message in messages]
+        return [m[8 : 8 + n].decode() for m, n in zip(messages, lengths, strict=True)]
+
+    def last_seen(self, rank: int) -> str:
+        """What a rank of this host was last about to do, in words."""
+        view = self._bytes[self.ranks.index(rank)]
+        slots = [bytes(view[_slot(i) : _slot(i) + header.BYTES]) for i in (0, 1)]
+        return header.describe(max(slots, key=header.sequence_of))
+
+    def write(self, text: str) -> None:
+        """Leaves a message on this rank's page."""
+        data = text.encode()[: 4096 - _TEXT - 8]
+        page = self._bytes[self._index]
+        page[_TEXT + 8 : _TEXT + 8 + len(data)] = data
+        self._words[self._index][_TEXT // 8] = len(data)
+
+    def read(self, rank: int) -> str:
+        """The message on a rank's page."""
+        index = self.ranks.index(rank)
+        length = self._words[index][_TEXT // 8]
+        return bytes(self._bytes[index][_TEXT + 8 : _TEXT + 8 + length]).decode(errors="replace")
+
+    def fail(self, reason: str) -> None:
+        """Tells the neighbours that this rank will not come any more."""
+        self.write(reason)
+        self._words[self._index][_STATE] = _FAILED
+
+    def leave(self) -> None:
+        """Tells the neighbours that this rank has closed the group."""
+        self._words[self._index][_STATE] = _LEFT
+
+    def check(self, missing: Sequence[int]) -> None:
+        """Raises RankFailure if a rank of this host that is waited for can never come."""
+        for rank in missing:
+            if rank not in self.ranks:
+                continue
+            index = self.ranks.index(rank)
+            if self._words[index][_STATE] == _FAILED:
+                raise RankFailure(f"rank {rank} failed: {self.read(rank)}", [rank])
+            # A rank that came and then left, or died, has done its part.
+            if self._words[index][_ARRIVED] >= self._arrivals:
+                continue
+            if self._words[index][_STATE] == _LEFT:
+                raise RankFailure(f"rank {rank} has closed the group or ended", [rank])
+            if not _is_alive(self._pids[index]):
+                raise RankFailure(
+                    f"rank {rank} (process {self._pids[index]}) has died; it was last seen in "
+                    f"{self.last_seen(rank)}",
+                    [rank],
+                )
+
+
+def _slot(sequence: int) -> int:
+    return _SLOTS + _SLOT_BYTES * (sequence % 2)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs, or may: this one can be unable to look."""
+    if pid == os.getpid():
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True

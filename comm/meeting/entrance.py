@@ -1,0 +1,156 @@
+"""How a collective begins: everyone says what it is about to do, and all compare.
+
+On a host headers are shown on the board; between hosts every rank gets those of each other host
+from one rank there, one small message each. So whoever has entered knows that everybody has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from ..errors import MismatchError, RankFailure, name_ranks
+from ..topology import Topology
+from ..waiting import CONTROL, Mail, Waiter
+from . import header
+from .board import Board
+from .header import Header, Prepared
+from .news import News
+
+
+class Entrance:
+    """Where one rank of a group begins its collectives.
+
+    Attributes:
+        sequence: how many collectives have begun.
+        failed: why this rank takes part no more; empty while it does.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        mail: Mail,
+        news: News,
+        waiter: Waiter,
+        topology: Topology,
+        rank: int,
+    ) -> None:
+        self.sequence, self.failed, self._left = 0, "", False
+        self._board, self._mail, self._news, self._waiter = board, mail, news, waiter
+        self._hosts, self._home = topology.hosts, topology.host_of[rank]
+        self._rank, me = rank, self._hosts[self._home].index(rank)
+        # Rank l of a host hears from rank l mod L of each host with L ranks.
+        others = [ranks for host, ranks in enumerate(self._hosts) if host != self._home]
+        self._sources = [ranks[me % len(ranks)] for ranks in others]
+        self._elsewhere = [rank for ranks in others for rank in ranks]
+        mine = len(self._hosts[self._home])
+        self._readers = [
+            reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
+        ]
+
+    def require_part(self) -> None:
+        """Raises RankFailure if this rank has failed: others wait for it somewhere else."""
+        if self.failed:
+            raise RankFailure(f"this rank takes part no more, since {self.failed}", [self._rank])
+
+    def enter(self, call: Header | Prepared) -> list[bytes]:
+        """Returns everyone's header once all ranks are about to do the same.
+
+        Raises:
+            MismatchError: on every rank, if they are not.
+        """
+        self.sequence += 1
+        self._board.show(call.pack(self.sequence), self.sequence)
+        self.host_barrier()
+        headers = self._between_hosts(self._board.headers(self.sequence))
+        if not header.all_same(headers):
+            self._raise_mismatch(headers, call.detail)
+        return headers
+
+    def enter_with_error(self, error: Exception) -> None:
+        """Takes part in the comparison in place of a call that could not be made here."""
+        self._board.write(f"{type(error).__name__}: {error}")
+        self.sequence += 1
+        self._board.show(Header(header.INVALID).pack(self.sequence), self.sequence)
+        self.host_barrier()
+        self._explain(self._between_hosts(self._board.headers(self.sequence)))
+
+    def host_barrier(self) -> None:
+        """Returns once all ranks of this host have called it."""
+        self._board.arrive()
+        self._waiter.until(self._board.all_here, self._board.absent)
+
+    def fail(self, error: BaseException) -> None:
+        """Takes this rank out of the group, of which the others are told.
+
+        A group of one goes on: nobody waits for it.
+        """
+        if self.failed or sum(len(ranks) for ranks in self._hosts) == 1:
+            return
+        known = isinstance(error, RankFailure)
+        self.failed = str(error) if known else f"{type(error).__name__}: {error}"
+        self._board.fail(self.failed)
+        self._news.tell_failed(self.failed, self.sequence, self._elsewhere)
+
+    def leave(self) -> None:
+        """Tells those that may come to wait for this rank that it has closed the group."""
+        if not (self.failed or self._left):
+            self._left = True
+            self._board.leave()
+            self._news.tell_left(self.sequence, self._readers)
+
+    def check(self, missing: Sequence[int]) -> None:
+        """Raises RankFailure if a rank that is waited for is known to come no more."""
+        self._board.check(missing)
+        self._news.check(missing, self.sequence)
+
+    def describe(self, ranks: Sequence[int]) -> str:
+        """Where some ranks were last seen."""
+        words = [
+            f"rank {rank} was last seen in {self._board.last_seen(rank)}"
+            if rank in self._board.ranks
+            else f"rank {rank} is on another host and has sent nothing"
+            for rank in ranks
+        ]
+        return f"{'; '.join(words)}; this rank is in collective {self.sequence}"
+
+    def _between_hosts(self, headers: list[bytes]) -> list[bytes]:
+        """The headers of all ranks of the group, in rank order."""
+        if len(self._hosts) == 1:
+            return headers
+        here = np.frombuffer(b"".join(headers), np.uint8)
+        others = [host for host in range(len(self._hosts)) if host != self._home]
+        tables = [np.empty(header.BYTES * len(self._hosts[host]), np.uint8) for host in others]
+        incoming = [
+            self._mail.receive(table, source, CONTROL)
+            for table, source in zip(tables, self._sources, strict=True)
+        ]
+        outgoing = [self._mail.send(here, reader, CONTROL) for reader in self._readers]
+        for pieces, source in zip(incoming, self._sources, strict=True):
+            self._mail.wait(pieces, source)
+        for pieces, reader in zip(outgoing, self._readers, strict=True):
+            self._mail.wait(pieces, reader)
+        found: list[bytes] = [b""] * sum(len(ranks) for ranks in self._hosts)
+        for host, table in [(self._home, here), *zip(others, tables, strict=True)]:
+            rows = table.reshape(len(self._hosts[host]), header.BYTES)
+            for rank, row in zip(self._hosts[host], rows, strict=True):
+                found[rank] = row.tobytes()
+        return found
+
+    def _raise_mismatch(self, headers: Sequence[bytes], detail: str) -> NoReturn:
+        invalid, reason = self._explain(headers)
+        if invalid:
+            raise MismatchError(f"{name_ranks(invalid)} could not take part: {reason}")
+        header.raise_mismatch(headers, self._mail.collect(detail))
+
+    def _explain(self, headers: Sequence[bytes]) -> tuple[list[int], str]:
+        """The ranks whose own arguments were wrong, and the first one's message."""
+        invalid = [rank for rank, packed in enumerate(headers) if header.is_invalid(packed)]
+        if not invalid:
+            return [], ""
+        first = invalid[0]
+        mine = self._board.read(first) if first in self._board.ranks else ""
+        reason = next(text for text in self._mail.collect(mine) if text)
+        return invalid, reason

@@ -1,0 +1,53 @@
+"""What surrounds every collective: it is counted and timed, and one's own mistakes are told."""
+
+from __future__ import annotations
+
+from ..errors import RankFailure
+from ..waiting import Background, Clock
+from .entrance import Entrance
+
+
+class Collective:
+    """Counts and times a verb, after whatever runs in the background.
+
+    Attributes:
+        calls: verbs so far.
+        seconds: spent in them.
+        closed: whether no more are allowed.
+    """
+
+    def __init__(self, background: Background, entrance: Entrance, clock: Clock) -> None:
+        self.calls, self.seconds, self.closed = 0, 0.0, False
+        self._background, self._entrance, self._clock = background, entrance, clock
+        self._begin = 0.0
+
+    def __enter__(self) -> None:
+        self.require_open()
+        self._background.drain()
+        self._entrance.require_part()
+        self._begin = self._clock()
+
+    def require_open(self) -> None:
+        if self.closed:
+            raise ValueError("the communicator must be open, got one that was closed")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.calls += 1
+        self.seconds += self._clock() - self._begin
+        if isinstance(error, RankFailure) or (error and not isinstance(error, Exception)):
+            # It has left a collective in the middle, as an interrupt from the keyboard does, too.
+            self._entrance.fail(error)
+
+
+class OwnErrors:
+    """Lets the other ranks know of an error in this rank's arguments."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            self._entrance.enter_with_error(error)

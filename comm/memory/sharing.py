@@ -1,0 +1,92 @@
+"""Gives every rank a block of memory that the other ranks of its host map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import MismatchError, name_ranks
+from ..topology import Topology
+from ..waiting import Mail
+from .memfd import Bytes, create_block, open_block, require_memory
+
+# Neighbours' memory begins at different places of a page. A cache keeps lines whose addresses are
+# equal up to a page in one small set, and a pass that reads the same element of more ranks than
+# that has room for would find none of them again: at 16 ranks it took half as long again.
+_STEP_BYTES, _STEPS = 256, 16
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One rank's view of its host's blocks.
+
+    Attributes:
+        blocks: the memory of every rank of this host, by rank, this rank's own among them.
+        pids: their processes.
+    """
+
+    own: Bytes
+    blocks: tuple[Bytes, ...]
+    pids: tuple[int, ...]
+
+
+class CannotMap(MismatchError):
+    """Ranks that were taken to share a host cannot map each other's memory."""
+
+
+def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
+    """A zeroed block of ``nbytes`` bytes at every rank of the group; collective.
+
+    Raises:
+        MemoryError: on every rank, if one host has too little memory.
+        CannotMap: on every rank, if one cannot make a block or map a neighbour's.
+    """
+    ranks = topology.neighbours(rank)
+    alone = max(len(host) for host in topology.hosts) == 1
+    lacking = problem = ""
+    address, own = (os.getpid(), -1), np.zeros(0, np.uint8)
+    try:
+        require_memory(nbytes * len(ranks))
+        if alone:
+            own = np.zeros(nbytes, np.uint8)
+        else:
+            own, address = create_block(nbytes + _STEP_BYTES * _STEPS)
+            own = own[_place(ranks.index(rank), nbytes)]
+    except MemoryError as error:
+        lacking = str(error)
+    except OSError as error:
+        problem = f"cannot make a block of {nbytes:,} bytes: {error}"
+    answers = mail.collect([lacking, problem, *address])
+    _raise_if_any(MemoryError, [answer[0] for answer in answers])
+    _raise_if_any(CannotMap, [answer[1] for answer in answers])
+    if alone:
+        return Shared(own, (own,), (os.getpid(),))
+    pids = [int(answers[r][2]) for r in ranks]
+    blocks: list[Bytes] = []
+    try:
+        for neighbour, pid in zip(ranks, pids, strict=True):
+            fd = int(answers[neighbour][3])
+            if neighbour == rank:
+                blocks.append(own)
+                continue
+            block = open_block((pid, fd), nbytes + _STEP_BYTES * _STEPS)
+            blocks.append(block[_place(len(blocks), nbytes)])
+    except OSError as error:
+        problem = f"cannot map the memory of rank {neighbour}: {error}"
+    _raise_if_any(CannotMap, mail.collect(problem))
+    return Shared(own, tuple(blocks), tuple(pids))
+
+
+def _place(index: int, nbytes: int) -> slice:
+    """Where in its block the memory of a host's ``index``-th rank lies."""
+    begin = _STEP_BYTES * (index % _STEPS)
+    return slice(begin, begin + nbytes)
+
+
+def _raise_if_any(kind: type[Exception], problems: Sequence[str]) -> None:
+    failed = [rank for rank, problem in enumerate(problems) if problem]
+    if failed:
+        raise kind(f"{name_ranks(failed)}: {problems[failed[0]]}")

@@ -1,0 +1,15 @@
+"""How several ranks' numbers become one, whichever memory they lie in."""
+
+from .calls import Reductions
+from .fused import Job
+from .native import ReducingTransport
+from .plan import shard
+from .route import Reducer
+
+__all__ = [
+    "Job",
+    "Reducer",
+    "ReducingTransport",
+    "Reductions",
+    "shard",
+]

@@ -1,0 +1,163 @@
+"""How several ranks' numbers become one: the shifted mean, and plain sum, max and min.
+
+    mean = x_f - sum_i w_i (x_f - x_i) / W        f: the first with weight above 0,  W = sum_i w_i
+
+in rank order, in float32 (float64 for float64), rounded once to the buffer's dtype. Where all
+inputs are equal every difference is +0.0, so the result has the bits of the input, signed zeros
+included; summing first and dividing later changes 14 % of float32 elements at three ranks. The
+same function serves both levels: ranks of a host, and hosts.
+
+Values of opposite sign near the dtype's maximum overflow, and equal infinities become NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import Array, Op
+from ..dtypes import FLOATS, work_dtype
+from ..errors import NoWeight
+from .mean_loop import compiled_mean, mean_in_place
+
+
+def scaled_weights(weights: Sequence[float]) -> list[float]:
+    """The weights over a power of two, so that they fit float32; equal weights become 1.
+
+    Neither changes the mean that is meant, and a power of two changes no bit of it.
+    """
+    positive = [weight for weight in weights if weight > 0]
+    if not positive:
+        raise NoWeight(f"one rank's weight must be above 0, got 0 on all {len(weights)} ranks")
+    if min(positive) == max(positive):
+        return [1.0 if weight > 0 else 0.0 for weight in weights]
+    _, exponent = math.frexp(max(positive))
+    return [math.ldexp(weight, -exponent) for weight in weights]
+
+
+class Scratch:
+    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use.
+
+    Attributes:
+        compiled: whether a compiled loop does the mean, for which no block is too long.
+    """
+
+    def __init__(self, length: int, dtype: np.dtype[Any], *, large: bool = False) -> None:
+        """``large`` if it is for buffers that are worth compiling a loop for."""
+        self.work = work_dtype(dtype)
+        self._kernel = compiled_mean() if large and dtype in FLOATS[2:] else None
+        self.compiled = self._kernel is not None
+        self._rows = np.empty((3, length), self.work)
+        self._result = np.empty(length, dtype)
+
+    def combine(
+        self, op: Op, parts: Sequence[Array], weights: Sequence[float], outs: Sequence[Array] = ()
+    ) -> Array:
+        """The parts, each of shape ``(n,)``, combined in order.
+
+        Args:
+            outs: where to write the result, perhaps to parts; without any, it is written to
+                memory that is valid until the next call.
+        """
+        outs = outs or [self._result[: parts[0].size]]
+        if op == "mean":
+            if min(weights) <= 0:
+                used = [i for i, weight in enumerate(weights) if weight > 0]
+                parts, weights = [parts[i] for i in used], [weights[i] for i in used]
+            self._mean(parts, weights, outs)
+        else:
+            self._fold(op, parts, outs[0])
+            _copy_first(outs)
+        return outs[0]
+
+    def combine_in_place(self, op: Op, parts: Sequence[Array], weights: Sequence[float]) -> None:
+        """Makes every part what ``combine`` gives: fastest for the mean of all."""
+        factor, by_division = self._factor(sum(weights))
+        loop = None
+        if self.compiled and op == "mean" and min(weights) > 0:
+            loop = mean_in_place(len(parts), by_division)
+        if loop is None:
+            self.combine(op, parts, weights, parts)
+        else:
+            loop(*parts, *map(self.work.type, weights[1:]), factor)
+
+    def _factor(self, total: float) -> tuple[Any, bool]:
+        """What divides by ``total`` or, if it gives the same bits, multiplies by its reciprocal."""
+        exact = _has_exact_reciprocal(total)
+        return self.work.type(1.0 / total if exact else total), not exact
+
+    def _mean(
+        self, parts: Sequence[Array], weights: Sequence[float], outs: Sequence[Array]
+    ) -> None:
+        """Writes to ``outs`` last, so that they may be parts."""
+        total = sum(weights)
+        if len(parts) == 1:
+            outs[0][...] = parts[0]
+            _copy_first(outs)
+        elif self._kernel is not None:
+            factor, by_division = self._factor(total)
+            numbers = np.array(weights, self.work)
+            self._kernel(tuple(parts), numbers, factor, by_division, tuple(outs))
+        else:
+            self._mean_in_steps(parts, weights, total, outs[0])
+            _copy_first(outs)
+
+    def _mean_in_steps(
+        self, parts: Sequence[Array], weights: Sequence[float], total: float, result: Array
+    ) -> None:
+        count = result.size
+        # Half precisions are widened once; the others are read where they lie.
+        narrow = result.dtype != self.work
+        shift, difference, first = self._rows[0, :count], self._rows[1, :count], parts[0]
+        if narrow:
+            widened = self._rows[2, :count]
+            widened[...] = first
+            first = widened
+        for index in range(1, len(parts)):
+            part, weight = parts[index], weights[index]
+            target = shift if index == 1 else difference
+            if narrow:
+                np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
+            else:
+                np.subtract(first, part, out=target)
+            if weight != 1.0:
+                np.multiply(target, weight, out=target)
+            if index > 1:
+                np.add(shift, difference, out=shift)
+        if _has_exact_reciprocal(total):
+            np.multiply(shift, 1.0 / total, out=shift)
+        else:
+            np.divide(shift, total, out=shift)
+        if narrow:
+            np.subtract(first, shift, out=result, casting="same_kind")
+        else:
+            np.subtract(first, shift, out=result)
+
+    def _fold(self, op: Op, parts: Sequence[Array], result: Array) -> None:
+        fold = {"sum": np.add, "min": np.minimum, "max": np.maximum}[op]
+        total = self._rows[0, : result.size]
+        total[...] = parts[0]
+        for part in parts[1:]:
+            fold(total, part, out=total, casting="same_kind")
+        result[...] = total
+
+
+def _copy_first(arrays: Sequence[Array]) -> None:
+    for array in arrays[1:]:
+        array[...] = arrays[0]
+
+
+def _has_exact_reciprocal(number: float) -> bool:
+    """Whether multiplying by 1 / number gives the bits of dividing by it: powers of two."""
+    return math.frexp(number)[0] == 0.5
+
+
+def blend(own: Array, result: Array, mix: float, out: NDArray[Any]) -> None:
+    """Writes ``result + mix (own - result)`` to ``out``: all of it in the wider dtype."""
+    work = work_dtype(own.dtype)
+    wide = result.astype(work)
+    out[...] = wide + mix * (own.astype(work) - wide)

@@ -1,0 +1,141 @@
+"""A reduction from its arguments to its end: looked at, compared between the ranks, and run.
+
+Small averages are made again and again, and then looking at the arguments is what takes time. A
+plain call with the same buffer as before goes by what was found then; its header is compared all
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import ReferenceType, ref
+
+import numpy as np
+
+from ..codecs import Codec
+from ..contract import Array, Op, Transport, Update
+from ..meeting import Entrance, Header, OwnErrors, Prepared, arguments, header
+from .arithmetic import scaled_weights
+from .fused import Job
+from .native import reduce_natively
+from .route import Reducer
+
+_MOST_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """A plain call and what was found of it: no weight, codec, update or mix.
+
+    Attributes:
+        buffer: weak, since memory must not live on for this.
+    """
+
+    verb: str
+    op: Op
+    buffer: ReferenceType[Array]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    call: Prepared
+    job: Job
+
+
+class Reductions:
+    """The reductions of one rank of a group."""
+
+    def __init__(
+        self,
+        entrance: Entrance,
+        reducer: Reducer,
+        own_errors: OwnErrors,
+        size: int,
+        shard: Callable[[int], slice],
+        native: Transport | None,
+    ) -> None:
+        """
+        Args:
+            native: what reduces in place of us; None for the exact reduction.
+        """
+        self._entrance, self._reducer, self._own_errors = entrance, reducer, own_errors
+        self._shard, self._native = shard, native
+        self._equal_weights = [1.0] * size
+        self._repeats: dict[int, _Repeat] = {}
+
+    def reduce(
+        self,
+        verb: str,
+        buffer: Array,
+        op: Op,
+        weight: float | None,
+        codec: Codec | None,
+        update: Update | None,
+        mix: float = 0.0,
+        label: str = "",
+    ) -> None:
+        """What ``allreduce`` and ``reduce_scatter`` say."""
+        plain = weight is None and codec is None and update is None and not mix
+        with self._own_errors:
+            known = self._known(verb, op, buffer) if plain else None
+            if known is None:
+                arguments.buffer("buffer", buffer)
+                arguments.operation(op, buffer.dtype, weight)
+                arguments.mix(mix, buffer.dtype)
+                arguments.codec(codec)
+                arguments.update(update)
+            arguments.label(label)
+        if known is None:
+            said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
+            call = Prepared(self._reducer.describe(said, buffer, codec))
+            job = Job(op, self._equal_weights, codec, update, mix, verb == "allreduce")
+            if plain:
+                self._remember(
+                    _Repeat(verb, op, ref(buffer), buffer.shape, buffer.dtype, call, job)
+                )
+        else:
+            call, job = known.call, known.job
+        call.detail = label if codec is None else f"{label}, codec {codec.name}"
+        self._reducer.show(buffer)
+        headers = self._entrance.enter(call)
+        if weight is not None:
+            weights = scaled_weights([header.weight_of(packed) for packed in headers])
+            job = Job(op, weights, codec, update, mix, job.spread)
+        if self._native is None:
+            self.run(job, buffer)
+            return
+        spread = Job(None, job.weights)
+        own = self._shard(buffer.size)
+        try:
+            reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+        except BaseException as error:
+            self._entrance.fail(error)
+            raise
+
+    def run(self, job: Job, buffer: Array) -> None:
+        """Runs a job that all ranks have entered with; tells the others if it fails here."""
+        try:
+            self._reducer.run(job, buffer)
+        except BaseException as error:
+            self._entrance.fail(error)
+            raise
+
+    def _known(self, verb: str, op: Op, buffer: Array) -> _Repeat | None:
+        """The same call, if it was made before and the buffer is as it was."""
+        known = self._repeats.get(id(buffer))
+        if (
+            known is not None
+            and known.buffer() is buffer
+            and known.verb == verb
+            and known.op == op
+            and known.shape == buffer.shape
+            and known.dtype == buffer.dtype
+            and buffer.flags.writeable
+        ):
+            return known
+        return None
+
+    def _remember(self, repeat: _Repeat) -> None:
+        if len(self._repeats) >= _MOST_REMEMBERED:
+            self._repeats.clear()
+        self._repeats[id(repeat.buffer())] = repeat

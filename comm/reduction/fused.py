@@ -1,0 +1,261 @@
+"""One reduction in one pass: sum, update and write back, on a host and between hosts.
+
+For every chunk of every atom (``plan.py``) a rank does up to three things:
+
+    offer    sum the host's values of a chunk that it holds for another host, and send the sum
+    combine  sum a chunk that it owns, over its host and then the hosts; update; write back; send
+    accept   write a chunk that another host owns into all memory of its own host
+
+Between hosts the three run on different chunks at once, so that summing, sending and writing
+back overlap. Only a chunk's holder touches it between the host's two barriers, so neighbours'
+memory is read and written directly, and sent from and received into where nothing has to be done
+to it on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..codecs import Codec
+from ..contract import Array, Op, Update
+from ..topology import Topology
+from ..waiting import BEHIND, MEAN, RESULT, Mail
+from .arithmetic import Scratch, blend
+from .plan import Atom, atoms, chunks_needed
+from .wires import Wires
+
+CHUNK = 32_768
+_WIRE_BYTES = 256 << 10
+# How many chunks are under way at once. A rank that waits behind a computation looks rarely, and
+# the link must stay busy meanwhile; otherwise fewer are done sooner.
+_LAG, _LAG_BEHIND = 2, 8
+
+Where = Callable[[int, int], slice]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one pass is to do.
+
+    Attributes:
+        op: how elements combine; None to pass on what the owners hold.
+        weights: of every rank of the group.
+        spread: whether the result reaches every rank, or stays with its owner.
+    """
+
+    op: Op | None
+    weights: Sequence[float]
+    codec: Codec | None = None
+    update: Update | None = None
+    mix: float = 0.0
+    spread: bool = True
+
+
+class Scratches:
+    """The memory that combining needs, for each level; kept from pass to pass."""
+
+    def __init__(self, dtype: np.dtype[Any], hosts: int, *, large: bool) -> None:
+        self.dtype = dtype
+        length = max(CHUNK, chunk_length(hosts, dtype))
+        self.of_host = Scratch(length, dtype, large=large)
+        self.of_hosts = Scratch(length, dtype, large=large)
+
+
+def chunk_length(hosts: int, dtype: np.dtype[Any]) -> int:
+    """The most elements of a chunk: on one host what caches hold, else what wires like.
+
+    Every chunk under way takes a buffer for every other host.
+    """
+    return CHUNK if hosts == 1 else max(1, _WIRE_BYTES // (hosts * dtype.itemsize))
+
+
+class Pass:
+    """One rank's work for one buffer of ``count`` elements.
+
+    Attributes:
+        atoms: the atoms of the buffer.
+        chunks: how many chunks each of them is cut into.
+        host_read, host_written: bytes of neighbours' memory so far.
+    """
+
+    def __init__(
+        self, mail: Mail, topology: Topology, rank: int, job: Job, count: int, scratch: Scratches
+    ) -> None:
+        self.atoms = atoms(count, topology)
+        self.chunks = 0
+        self.host_read = self.host_written = 0
+        self._job, self._scratch = job, scratch
+        # Nothing comes between combining and writing back.
+        plain = job.op is not None and job.update is None and job.codec is None and not job.mix
+        self._everywhere = plain and job.spread
+        self._in_place = job.codec is None and not job.mix
+        self._home = topology.host_of[rank]
+        self._ranks = topology.hosts[self._home]
+        self._me = self._ranks.index(rank)
+        self._weights = [job.weights[r] for r in self._ranks]
+        counted = [i for i, weight in enumerate(self._weights) if weight > 0]
+        self._alone = counted[0] if len(counted) == 1 else None
+        self._host_weights = [sum(job.weights[r] for r in ranks) for ranks in topology.hosts]
+        held = [(i, a) for i, a in enumerate(self.atoms) if a.holders[self._home] == rank]
+        self._owned = [(i, atom) for i, atom in held if atom.home == self._home]
+        self._lent = [(i, atom) for i, atom in held if atom.home != self._home]
+        self._wires = Wires(mail, scratch.dtype, job.codec)
+
+    def run(self, local: Sequence[Array]) -> None:
+        """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
+        one_host = len(self._host_weights) == 1
+        # A compiled loop that nothing interrupts takes the whole shard at once.
+        whole = one_host and self._everywhere and self._scratch.of_host.compiled
+        length = chunk_length(len(self._host_weights), self._scratch.dtype)
+        self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
+        most = _LAG_BEHIND if BEHIND.get() else _LAG
+        lag = 0 if one_host else min(most, max(self.chunks - 1, 0))
+        for index in range(self.chunks + 2 * lag):
+            self.step(local, lambda i, c: self.atoms[i].chunk(c, self.chunks), index, lag)
+
+    def cut(self, length: int) -> None:
+        """Cuts the atoms into chunks of at most ``length`` elements."""
+        self.chunks = chunks_needed(self.atoms, max(length, 1))
+
+    def step(self, local: Sequence[Array], where: Where, index: int, lag: int) -> None:
+        """Offers chunk ``index``, combines the one ``lag`` before and accepts that before it.
+
+        Args:
+            local: the memory of the host's ranks.
+            where: ``where(atom, chunk)``: its place in that memory.
+        """
+        if index < self.chunks:
+            self._offer(local, where, index)
+        if 0 <= index - lag < self.chunks:
+            self._combine(local, where, index - lag)
+        if 0 <= index - 2 * lag < self.chunks:
+            self._accept(local, where, index - 2 * lag)
+
+    def _offer(self, local: Sequence[Array], where: Where, index: int) -> None:
+        job = self._job
+        if job.op is None:
+            return
+        for i, atom in self._owned:
+            for host, holder in enumerate(atom.holders):
+                if host != self._home and self._host_weights[host] > 0:
+                    length = _length(atom.chunk(index, self.chunks))
+                    self._wires.expect((i, index, host), length, holder, MEAN)
+        if self._host_weights[self._home] > 0:
+            for i, atom in self._lent:
+                values = self._of_host(local, where(i, index), keep=True)
+                self._wires.post(self._wires.encoded(values), atom.owner, MEAN, index)
+
+    def _combine(self, local: Sequence[Array], where: Where, index: int) -> None:
+        job = self._job
+        self._wires.finish(MEAN, index)
+        for i, atom in self._lent if job.spread else ():
+            # What was sent from here may be overwritten now.
+            mine = local[self._me][where(i, index)]
+            into = mine if self._in_place else None
+            self._wires.expect((i, index, atom.home), mine.size, atom.owner, RESULT, into)
+        for i, atom in self._owned:
+            place, part = where(i, index), atom.chunk(index, self.chunks)
+            if job.op is None:
+                result = local[self._me][place]
+            else:
+                result = self._sum_hosts(local, place, i, atom, index)
+            if job.update is not None and part.start < part.stop:
+                job.update(part, result)
+            others = [r for r in atom.holders if r != atom.owner] if job.spread else []
+            if others:
+                # A mixed result lies in scratch memory, any other where it stays.
+                message = self._wires.encoded(result.copy() if job.mix else result)
+                if job.codec is not None:
+                    job.codec.decode(message, result)
+                for holder in others:
+                    self._wires.post(message, holder, RESULT, index)
+            if self._everywhere:
+                self.host_written += (len(local) - 1) * result.nbytes
+            else:
+                self._write(local, place, result, is_mine=not job.mix)
+
+    def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
+        for i, atom in self._lent if self._job.spread else ():
+            result = self._wires.arrived((i, index, atom.home))
+            self._write(local, where(i, index), result, is_mine=self._in_place)
+        self._wires.finish(RESULT, index)
+
+    def _targets(self, local: Sequence[Array], place: slice) -> list[Array]:
+        """Where a result of this rank's shard goes at once; to nowhere yet if it is mixed."""
+        if self._job.mix:
+            return []
+        others = [memory for index, memory in enumerate(local) if index != self._me]
+        return [
+            memory[place] for memory in [local[self._me], *(others if self._everywhere else ())]
+        ]
+
+    def _parts(self, local: Sequence[Array], place: slice) -> list[Array]:
+        """The values of this host's ranks, which are about to be read."""
+        parts = [memory[place] for memory in local]
+        used = sum(weight > 0 for i, weight in enumerate(self._weights) if i != self._me)
+        self.host_read += used * parts[0].nbytes
+        return parts
+
+    def _sum_host(self, local: Sequence[Array], place: slice, outs: Sequence[Array] = ()) -> Array:
+        """The values of this host's ranks combined, in ``outs`` or until the next call."""
+        assert self._job.op is not None
+        parts = self._parts(local, place)
+        return self._scratch.of_host.combine(self._job.op, parts, self._weights, outs)
+
+    def _of_host(self, local: Sequence[Array], place: slice, *, keep: bool = False) -> Array:
+        """As ``_sum_host``; where one rank's values are all there is, they themselves.
+
+        Args:
+            keep: whether they must outlast the next call.
+        """
+        if self._alone is not None:
+            return self._parts(local, place)[self._alone]
+        return self._sum_host(
+            local, place, [np.empty(_length(place), self._scratch.dtype)] if keep else ()
+        )
+
+    def _sum_hosts(
+        self, local: Sequence[Array], place: slice, i: int, atom: Atom, index: int
+    ) -> Array:
+        """The values of all hosts combined, in the targets or until the next call."""
+        assert self._job.op is not None
+        if len(self._host_weights) == 1 and self._everywhere:
+            parts = self._parts(local, place)
+            self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
+            return parts[self._me]
+        outs = self._targets(local, place)
+        if len(self._host_weights) == 1:
+            return self._sum_host(local, place, outs)
+        means = [
+            self._of_host(local, place)
+            if host == self._home
+            else self._wires.arrived((i, index, host))
+            for host, weight in enumerate(self._host_weights)
+            if weight > 0
+        ]
+        weights = [weight for weight in self._host_weights if weight > 0]
+        return self._scratch.of_hosts.combine(self._job.op, means, weights, outs)
+
+    def _write(
+        self, local: Sequence[Array], place: slice, result: Array, *, is_mine: bool = False
+    ) -> None:
+        """Brings a result to this host's ranks; ``is_mine`` if it lies in this rank's memory."""
+        for index, memory in enumerate(local if self._job.spread else ()):
+            if index == self._me and is_mine:
+                continue
+            own = memory[place]
+            if self._job.mix:
+                blend(own, result, self._job.mix, own)
+            else:
+                own[...] = result
+            if index != self._me:
+                self.host_written += own.nbytes
+
+
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length

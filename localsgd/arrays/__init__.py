@@ -1,0 +1,30 @@
+"""Where the numbers are: named arrays in one buffer that can be averaged."""
+
+from localsgd.arrays.arena import Arena, Arenas, FlatArrays, Subset, as_arenas
+from localsgd.arrays.buffers import Buffers, require_equal
+from localsgd.arrays.layout import check_arrays
+from localsgd.arrays.rules import (
+    Derived,
+    Rule,
+    Variance,
+    WeightedMean,
+    checked_rules,
+    matched_rules,
+)
+
+__all__ = [
+    "Arena",
+    "Arenas",
+    "Buffers",
+    "Derived",
+    "FlatArrays",
+    "Rule",
+    "Subset",
+    "Variance",
+    "WeightedMean",
+    "as_arenas",
+    "check_arrays",
+    "checked_rules",
+    "matched_rules",
+    "require_equal",
+]

@@ -1,0 +1,28 @@
+"""Where torch's tensors are: in the arrays of the core, without a copy."""
+
+from localsgd.torch.arrays.adoption import adopt
+from localsgd.torch.arrays.buffers import ModuleBuffers
+from localsgd.torch.arrays.forms import Form, Home, holds
+from localsgd.torch.arrays.pinned import pin
+from localsgd.torch.arrays.place import bring, place_of, take, wait_for_devices
+from localsgd.torch.arrays.places import Placed, placed
+from localsgd.torch.arrays.sharded import check_optimizer, check_tensor
+from localsgd.torch.arrays.starting import tell_difference
+
+__all__ = [
+    "Form",
+    "Home",
+    "ModuleBuffers",
+    "Placed",
+    "adopt",
+    "bring",
+    "check_optimizer",
+    "check_tensor",
+    "holds",
+    "pin",
+    "place_of",
+    "placed",
+    "take",
+    "tell_difference",
+    "wait_for_devices",
+]

@@ -1,0 +1,81 @@
+"""Which tensors a worker may average: whole ones that it holds itself.
+
+The mean over workers of *different* shards is a number without a meaning, so shards are refused
+by what their owners mark them with. Optimizers that shard are refused likewise.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from localsgd.torch.arrays.forms import holds
+
+
+def check_tensor(name: str, tensor: object) -> None:
+    """Raises unless this is a whole, dense tensor whose memory this process holds.
+
+    Raises:
+        TypeError: for a shard (FSDP, DTensor), or a dtype that no arena holds.
+        ValueError: for a tensor without memory: lazy, meta, sparse.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"parameter {name!r} must be a tensor, got a {type(tensor).__name__}")
+    check_memory("parameter", name, tensor)
+    if not holds(tensor.dtype):
+        raise TypeError(
+            f"parameter {name!r} must be of floating point or complex numbers, got {tensor.dtype}"
+        )
+
+
+def check_memory(kind: str, name: str, tensor: Tensor) -> None:
+    """Raises unless this process holds the whole of a dense tensor.
+
+    Args:
+        kind: "parameter" or "buffer", for messages.
+
+    Raises:
+        TypeError: for a shard (FSDP, DTensor).
+        ValueError: for a tensor without memory: lazy, meta, sparse, quantised.
+    """
+    owner = shard_owner(tensor)
+    if owner is not None:
+        raise TypeError(
+            f"{kind} {name!r} must be whole on every rank, got a shard of {owner}: the mean "
+            "of different shards has no meaning; use replicated parameters (as under DDP)"
+        )
+    if is_lazy(tensor):
+        raise ValueError(f"{kind} {name!r} must be initialised, got a lazy one: run a batch")
+    if tensor.device.type == "meta" or tensor.layout is not torch.strided or tensor.is_quantized:
+        raise ValueError(
+            f"{kind} {name!r} must be dense and in memory, got one on {tensor.device} with "
+            f"layout {tensor.layout} and dtype {tensor.dtype}"
+        )
+
+
+def shard_owner(tensor: Tensor) -> str | None:
+    """What holds the other parts of this tensor; None if it is whole."""
+    if getattr(tensor, "_is_flat_param", False) or getattr(tensor, "_fsdp_flattened", False):
+        return "FullyShardedDataParallel"
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(tensor, distributed.DTensor):
+        return f"a DTensor {tuple(tensor.placements)}"
+    return None
+
+
+def check_optimizer(optim: object) -> None:
+    """Raises for what is no optimizer, or one that keeps parameters equal, or in buckets, itself.
+
+    Raises:
+        TypeError: for something without ``param_groups``, or a ZeroRedundancyOptimizer.
+    """
+    if not hasattr(optim, "param_groups"):
+        raise TypeError(f"optim must be an optimizer, with param_groups, got {optim!r}")
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optim).__mro__):
+        raise TypeError(
+            "optim must leave every rank its own parameters, got a ZeroRedundancyOptimizer, "
+            "which broadcasts them after every step and may hold them in buckets"
+        )

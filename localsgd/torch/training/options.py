@@ -1,0 +1,41 @@
+"""What is averaged along with torch's parameters: the options of the wrapper as companions."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from localsgd.averagers import Companion
+from localsgd.checks import agreed
+from localsgd.comm import NON_MEMBER
+from localsgd.torch.arrays import ModuleBuffers
+from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.training.state import check_policy, state_companion
+from localsgd.training import Averager, Policy
+
+
+def companions(
+    optim: Optimizer, averager: Averager, state: Policy, buffers: ModuleBuffers | None
+) -> list[Companion]:
+    """The companions of a wrapper's rounds. Collective if there are options.
+
+    Raises:
+        TypeError, ValueError, MismatchError: as ``PostLocalSGDOptimizer``.
+    """
+    if state == "local" and buffers is None:
+        return []
+    if not isinstance(averager, CoreAverager):
+        raise TypeError(f"state and buffers must have an averager of localsgd, got {averager!r}")
+
+    def prepare() -> list[str]:
+        check_policy(state, optim)
+        if not isinstance(buffers, ModuleBuffers | None):
+            raise TypeError(f"buffers must be adopt(model).buffers, got {buffers!r}")
+        return [f"state={state!r}", f"buffers={None if buffers is None else buffers.rules!r}"]
+
+    comm = averager.comm
+    if comm is NON_MEMBER:
+        prepare()
+        return []
+    agreed(comm, "options", prepare, lambda lines: lines)
+    made = (state_companion(state, optim, comm), buffers)
+    return [entry for entry in made if entry is not None]

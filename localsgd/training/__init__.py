@@ -1,0 +1,21 @@
+"""What a job steps: the wrapper, its parts, and how they begin, end and are saved together."""
+
+from localsgd.training.loading import load_together
+from localsgd.training.parts import Averager, InnerOptimizer, Stateful
+from localsgd.training.state import POLICIES, MeanState, Policy, ResetState
+from localsgd.training.uneven import UnevenEnds, Without
+from localsgd.training.wrapper import PostLocalSGDOptimizer
+
+__all__ = [
+    "POLICIES",
+    "Averager",
+    "InnerOptimizer",
+    "MeanState",
+    "Policy",
+    "PostLocalSGDOptimizer",
+    "ResetState",
+    "Stateful",
+    "UnevenEnds",
+    "Without",
+    "load_together",
+]
