@@ -1,0 +1,174 @@
+"""The rooms of the code: which may import which, by which door, and what their files are called."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import rooms
+
+ROOT = rooms.ROOT
+
+# A room, and the rooms that it may import: only such as stand above it in this table.
+MAY_IMPORT: dict[str, set[str]] = {
+    "comm.codecs": set(),
+    "comm.contract": {"comm.codecs"},
+    "comm.waiting": {"comm.contract"},
+    "comm.memory": {"comm.contract", "comm.waiting"},
+    "comm.meeting": {"comm.codecs", "comm.contract", "comm.waiting", "comm.memory"},
+    "comm.reduction": {
+        *("comm.codecs", "comm.contract", "comm.waiting", "comm.memory", "comm.meeting"),
+    },
+    "comm.group": {
+        *("comm.codecs", "comm.contract", "comm.waiting", "comm.memory", "comm.meeting"),
+        "comm.reduction",
+    },
+    "comm.transports": {"comm.contract", "comm.waiting", "comm.group"},
+    "comm.start": {"comm.contract", "comm.group", "comm.transports"},
+    "comm": {"comm.codecs", "comm.contract", "comm.group", "comm.transports", "comm.start"},
+    "cli": {"comm", "comm.memory", "comm.transports"},
+    "checks": {"comm", "comm.contract"},
+    "arrays": {"comm.contract", "checks"},
+    "schedules": {"checks"},
+    "lr": {"checks"},
+    "data": {"comm", "comm.contract", "checks"},
+    "averagers": {"comm", "comm.contract", "checks", "arrays", "schedules"},
+    "optim": {"comm.contract", "checks", "arrays"},
+    "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
+    "training": {
+        *("comm", "comm.contract", "checks", "arrays", "averagers", "optim", "gradients", "lr"),
+    },
+    "methods": {
+        *("comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
+        "training",
+    },
+    "localsgd": {
+        *("comm", "arrays", "schedules", "averagers", "optim", "gradients", "lr", "data"),
+        *("training", "methods"),
+    },
+    "torch.comm": {"comm", "comm.contract", "comm.group", "comm.start", "comm.transports"},
+    "torch.arrays": {"comm.contract", "checks", "arrays", "torch.comm"},
+    "torch.averagers": {
+        *("comm", "comm.contract", "checks", "schedules", "averagers", "torch.comm"),
+        "torch.arrays",
+    },
+    "torch.gradients": {
+        *("comm", "comm.contract", "checks", "averagers", "gradients", "torch.comm"),
+        *("torch.arrays", "torch.averagers"),
+    },
+    "torch.training": {
+        *("comm", "comm.contract", "checks", "averagers", "training", "torch.arrays"),
+        *("torch.averagers", "torch.gradients"),
+    },
+    "torch": {
+        *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),
+    },
+}
+# Files that other rooms import by name. The face of transports must not load MPI.
+DOORS = {f"localsgd.comm.{name}" for name in rooms.TOP_OF_COMM} | {
+    "localsgd.lr",
+    "localsgd.comm.transports.mpi",
+}
+# Tests of more than one room.
+OF_ALL = {
+    Path("tests"),
+    Path("tests/with_torch"),
+    Path("tests/conformance"),
+    Path("tests/integration"),
+}
+
+
+def test_a_room_may_import_only_what_stands_above_it_in_the_table() -> None:
+    above: set[str] = set()
+    for room, allowed in MAY_IMPORT.items():
+        assert allowed <= above, f"{room}: {allowed - above}"
+        above.add(room)
+
+
+@pytest.mark.parametrize("module", rooms.modules())
+def test_imports_are_in_the_table_of_rooms(module: str) -> None:
+    own = rooms.room_of(module)
+    for name in rooms.imported(module):
+        room = rooms.room_of(name)
+        assert room == own or room in MAY_IMPORT[own], f"{module} must not import {name}"
+
+
+@pytest.mark.parametrize("module", rooms.modules())
+def test_rooms_are_entered_by_their_face_alone(module: str) -> None:
+    for name in rooms.imported(module):
+        if rooms.room_of(name) != rooms.room_of(module):
+            assert rooms.is_face(name) or name in DOORS, f"{module} must not import {name}"
+
+
+def test_the_table_of_rooms_allows_nothing_that_nobody_does() -> None:
+    assert rooms.arrows() == MAY_IMPORT
+
+
+def test_faces_list_what_they_import() -> None:
+    for module, path in rooms.modules().items():
+        tree = ast.parse(path.read_text())
+        imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        if rooms.is_face(module):
+            names = {alias.asname or alias.name for node in imported for alias in node.names}
+            assert names <= rooms.exported(module), module
+
+
+def test_comm_uses_relative_imports_and_mpi_in_one_file_alone() -> None:
+    for path in ROOT.glob("comm/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] != "localsgd", path
+                assert name.split(".")[0] != "mpi4py" or path.stem == "mpi", path
+
+
+def test_files_of_one_name_are_of_the_same_room_of_the_core_and_of_torch() -> None:
+    places = defaultdict(set)
+    for module in rooms.modules():
+        if not rooms.is_face(module):
+            room, _, name = module.rpartition(".")
+            places[name].add(room.replace("localsgd.torch", "localsgd"))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_rooms_of_torch_have_the_names_of_the_cores() -> None:
+    of_torch = {room.removeprefix("torch.") for room in MAY_IMPORT if room.startswith("torch.")}
+    assert of_torch <= MAY_IMPORT.keys()
+
+
+def test_the_folder_of_a_test_is_that_of_its_source() -> None:
+    for path in ROOT.glob("tests/**/test_*.py"):
+        folder = path.parent.relative_to(ROOT)
+        if folder not in OF_ALL:
+            room = folder.relative_to("tests")
+            beside = [ROOT / room, ROOT / "localsgd" / room]
+            if room.parts[0] == "with_torch":
+                inside = room.relative_to("with_torch")
+                beside = [ROOT / "localsgd" / "torch" / inside, ROOT / "localsgd" / inside]
+            assert any((place / "__init__.py").exists() for place in beside), path
+
+
+def test_the_picture_of_the_rooms_is_what_its_script_draws_now() -> None:
+    """``python docs/pictures/rooms.py`` draws it anew."""
+    assert (ROOT / "docs/pictures/rooms.svg").read_text() == rooms.drawing()
+
+
+def test_paths_on_the_map_lead_to_files_and_folders_that_exist() -> None:
+    for page in ("docs/architecture.md", "CONTRIBUTING.md"):
+        for path in re.findall(
+            r"`((?:comm|localsgd|tests|docs)/[\w/.]*)`", (ROOT / page).read_text()
+        ):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_the_map_names_every_room() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/__init__.py")}
+    folders = {folder for folder in folders if folder.parts[0] in ("comm", "localsgd")}
+    for folder in folders - {Path("localsgd/comm")}:
+        assert f"`{folder}/`" in text, folder
