@@ -75,6 +75,10 @@ class Pending(Protocol):
         """Whether the message's memory may be used again; makes progress."""
 
 
+# How long a record is that a rank announces.
+RECORD_BYTES = 1024
+
+
 class Transport(Protocol):
     """What a backend supplies: messages between ranks, in order for each pair and tag."""
 
@@ -94,7 +98,7 @@ class Transport(Protocol):
         """
 
     def announce(self, record: bytes, dest: int) -> None:
-        """Sends ``news.RECORD_BYTES`` bytes that nobody expects; returns at once, never raises."""
+        """Sends ``RECORD_BYTES`` bytes that nobody expects; returns at once, never raises."""
 
     def news(self) -> Sequence[bytes]:
         """The records announced to this rank that have come since the last call."""

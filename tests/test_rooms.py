@@ -49,8 +49,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "arrays", "schedules", "averagers", "optim", "gradients", "lr", "data"),
         *("training", "methods"),
     },
-    "torch.comm": {"comm", "comm.contract", "comm.group", "comm.start", "comm.transports"},
-    "torch.arrays": {"comm.contract", "checks", "arrays", "torch.comm"},
+    "torch.comm": {
+        *("comm", "comm.contract", "comm.waiting", "comm.group", "comm.start"),
+        "comm.transports",
+    },
+    "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},
     "torch.averagers": {
         *("comm", "comm.contract", "checks", "schedules", "averagers", "torch.comm"),
         "torch.arrays",

@@ -6,11 +6,10 @@ from .entrance import Entrance
 from .equality import require_equal
 from .guards import Collective, OwnErrors
 from .header import Header, Prepared
-from .news import RECORD_BYTES, News
+from .news import News
 
 __all__ = [
     "PAGE_BYTES",
-    "RECORD_BYTES",
     "SMALL_BYTES",
     "Board",
     "Collective",

@@ -10,11 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from ..contract import Transport
+from ..contract import RECORD_BYTES, Transport
 from ..errors import RankFailure
 
 _FORMAT = struct.Struct("<4q")
-RECORD_BYTES = 1024
 _FAILED, _LEFT = 1, 2
 
 

@@ -16,9 +16,8 @@ from types import TracebackType
 
 import numpy as np
 
-from ..contract import Array, Op, Pending
+from ..contract import RECORD_BYTES, Array, Op, Pending
 from ..errors import MismatchError, require_length
-from ..meeting import RECORD_BYTES
 from ..waiting import Mail, Waiter
 from .settings import OPEN_MPI, find_program, names_in_files
 

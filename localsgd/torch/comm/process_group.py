@@ -19,9 +19,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from localsgd.comm.contract import Array, Pending, as_bytes
+from localsgd.comm.contract import RECORD_BYTES, Array, Pending, as_bytes
 from localsgd.comm.errors import RankFailure, require_length
-from localsgd.comm.meeting import RECORD_BYTES
 from localsgd.comm.waiting import DIRECT
 
 # Far from the tags that a program uses on the same group itself.
