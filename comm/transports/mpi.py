@@ -6,8 +6,10 @@ own setting. A rank that raises takes the job down with its message: the others 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,7 +20,7 @@ import numpy as np
 
 from ..contract import RECORD_BYTES, Array, Op, Pending
 from ..errors import MismatchError, require_length
-from ..waiting import Mail, Waiter
+from ..waiting import Mail, Waiter, leave_all
 from .settings import OPEN_MPI, find_program, names_in_files
 
 _in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
@@ -37,8 +39,11 @@ except (ImportError, RuntimeError) as error:
 _TAGS_PER_GROUP, _REDUCING = 8, 7
 # Of the announcements to all groups, so that each process finds those to groups that it has closed.
 _NEWS = 6
-# What nobody waits for any more: announcements, and what a rank that failed or gave up has begun.
+_NAP_S = 1e-3
+# What nobody waits for any more, since its rank failed or waited for too long.
 _GIVEN_UP: list[MPI.Request] = []
+# Sent so that they have ended when they have been taken.
+_ANNOUNCED: list[MPI.Request] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -95,6 +100,7 @@ class MpiTransport:
             others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
             waiter.until(request.Test, lambda: others)
             _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers(), waiter))
+            _end_together()
         everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
         assert everyone is not None
         return everyone
@@ -125,14 +131,14 @@ class MpiTransport:
     def announce(self, record: bytes, dest: int) -> None:
         if not MPI.Is_finalized():
             message = self._number.to_bytes(8, "little") + record
-            _GIVEN_UP.append(self._comm.Isend([message, MPI.BYTE], self._ranks[dest], _NEWS))
+            _ANNOUNCED.append(self._comm.Issend([message, MPI.BYTE], self._ranks[dest], _NEWS))
 
     def news(self) -> Sequence[bytes]:
-        self._sort_news()
+        self.sort_news()
         found = self._numbers.news.get(self._number, [])
         return [found.pop(0) for _ in range(len(found))]
 
-    def _sort_news(self) -> None:
+    def sort_news(self) -> None:
         """Takes what has come, of whatever group: nobody else may look for it."""
         while (message := self._comm.Improbe(tag=_NEWS)) is not None:
             found = np.empty(8 + RECORD_BYTES, np.uint8)
@@ -141,13 +147,16 @@ class MpiTransport:
             if news is not None:
                 news.append(found[8:].tobytes())
 
+    def begin_barrier(self) -> MPI.Request:
+        return self._comm.Ibarrier()
+
     def check(self, missing: Sequence[int]) -> None:
         """The library itself ends the job when a process dies."""
 
     def close(self) -> None:
         """Keeps the communicator, which other groups use."""
         if not MPI.Is_finalized():
-            self._sort_news()
+            self.sort_news()
         self._numbers.news.pop(self._number, None)
 
     def allreduce(self, values: Array, op: Op) -> None:
@@ -196,6 +205,32 @@ class _Receipt(_Message):
             if self._here:
                 require_length(self._status.Get_count(MPI.BYTE), self._nbytes, self._source)
         return self._here
+
+
+def _end_together() -> None:
+    """Has this process leave its groups, and take what others announce, before MPI ends.
+
+    MPI waits for all processes when it ends, so this may: a message that nobody takes is an error
+    there, of which UCX warns.
+    """
+    process = os.getpid()
+
+    def end() -> None:
+        if MPI.Is_finalized() or os.getpid() != process:
+            return
+        leave_all()
+        all_here: MPI.Request | None = None
+        while all_here is None or not all_here.Test():
+            _ALL[0].sort_news()
+            # When everybody's announcements have been taken, so have those to this process.
+            if all_here is None and MPI.Request.Testall(_ANNOUNCED):
+                all_here = _ALL[0].begin_barrier()
+            time.sleep(_NAP_S)
+
+    atexit.register(end)
+    # For programs that end MPI themselves: it begins with the attributes of this communicator.
+    key = MPI.Comm.Create_keyval(delete_fn=lambda *_: end())
+    MPI.COMM_SELF.Set_attr(key, None)
 
 
 def _end_the_job_on_errors() -> None:

@@ -1,7 +1,7 @@
 """How a rank waits for others and hears from them."""
 
 from .background import Background
-from .leaving import leave_at_exit
+from .leaving import leave_all, leave_at_exit
 from .mail import CONTROL, DIRECT, GATHERED, MEAN, RESULT, Mail
 from .waiter import BEHIND, Clock, Waiter
 
@@ -16,5 +16,6 @@ __all__ = [
     "Clock",
     "Mail",
     "Waiter",
+    "leave_all",
     "leave_at_exit",
 ]

@@ -31,6 +31,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @atexit.register
-def _leave_all() -> None:
+def leave_all() -> None:
+    """Leaves every group that is open."""
     for group in _OPEN:
         group.leave()

@@ -305,4 +305,17 @@ def test_rank_that_ends_early_is_named_on_other_hosts(tmp_path: Path, layout: st
     body = "if comm.rank == 2: sys.exit(0)\ncomm.barrier()"
     code, output = run_job(tmp_path, body, layout=layout)
     assert code != 0
-    assert "RankFailure: rank 2 has closed the group or ended" in output
+    assert "rank 2 has closed the group or ended" in output
+
+
+@pytest.mark.parametrize("last", ["", "MPI.Finalize()", "if comm.rank == 1: MPI.Finalize()"])
+def test_a_job_ends_without_a_word(tmp_path: Path, last: str) -> None:
+    """What ranks announce as they leave is taken: UCX would warn of each that is not."""
+    body = (
+        "from mpi4py import MPI\n"
+        "part = comm.split(0)\n"
+        "if comm.rank == 0:\n"
+        "    part.close()\n"
+        f"{last}"
+    )
+    assert run_job(tmp_path, body, layout="1+1+1") == (0, "")
