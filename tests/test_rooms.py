@@ -63,8 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch.arrays", "torch.averagers"),
     },
     "torch.training": {
-        *("comm", "comm.contract", "checks", "averagers", "training", "torch.arrays"),
-        *("torch.averagers", "torch.gradients"),
+        *("comm", "comm.contract", "checks", "averagers", "training", "torch.comm"),
+        *("torch.arrays", "torch.averagers", "torch.gradients"),
     },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),

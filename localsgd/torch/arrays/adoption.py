@@ -20,7 +20,7 @@ from localsgd.comm.contract import Communicator
 from localsgd.torch.arrays.buffers import ModuleBuffers, settled_rules
 from localsgd.torch.arrays.places import Placed, placed
 from localsgd.torch.arrays.starting import start_equal
-from localsgd.torch.comm import ProcessGroup, communicator
+from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
 
 Start = Literal["broadcast", "keep"]
 
@@ -42,6 +42,7 @@ class Adopted:
     buffers: ModuleBuffers | None
 
 
+@outside_modes()
 def adopt(
     model: nn.Module,
     process_group: ProcessGroup = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from localsgd.torch.arrays.forms import holds
+from localsgd.torch.comm import owner_of
 
 
 def check_tensor(name: str, tensor: object) -> None:
@@ -20,7 +21,7 @@ def check_tensor(name: str, tensor: object) -> None:
 
     Raises:
         TypeError: for a shard (FSDP, DTensor), or a dtype that no arena holds.
-        ValueError: for a tensor without memory: lazy, meta, sparse.
+        ValueError: for a tensor without memory, or of a mode of torch (``check_memory``).
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"parameter {name!r} must be a tensor, got a {type(tensor).__name__}")
@@ -39,13 +40,21 @@ def check_memory(kind: str, name: str, tensor: Tensor) -> None:
 
     Raises:
         TypeError: for a shard (FSDP, DTensor).
-        ValueError: for a tensor without memory: lazy, meta, sparse, quantised.
+        ValueError: for a tensor without memory: lazy, meta, sparse, quantised; for one of a mode
+            of torch: inference, fake, wrapped by ``torch.func``.
     """
     owner = shard_owner(tensor)
     if owner is not None:
         raise TypeError(
             f"{kind} {name!r} must be whole on every rank, got a shard of {owner}: the mean "
             "of different shards has no meaning; use replicated parameters (as under DDP)"
+        )
+    owner = owner_of(tensor)
+    # Buffers of inference mode can be read, and written by ``modes.write``.
+    if owner is not None and not (kind == "buffer" and tensor.is_inference()):
+        raise ValueError(
+            f"{kind} {name!r} must be a tensor that training can change, got one of {owner}: make "
+            "it outside"
         )
     if is_lazy(tensor):
         raise ValueError(f"{kind} {name!r} must be initialised, got a lazy one: run a batch")

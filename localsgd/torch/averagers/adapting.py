@@ -19,7 +19,7 @@ from localsgd.averagers import Companion
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.torch.arrays import Placed, place_of, placed, tell_difference
 from localsgd.torch.averagers.selecting import Params, trained_params, untrained_params
-from localsgd.torch.comm import ProcessGroup, communicator
+from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
 
 
 class ModelAverager(ABC):
@@ -127,8 +127,10 @@ class CoreAverager(ModelAverager):
         counted: a difference between ranks is said once, by rank 0.
         """
         if self.averager.comm is not NON_MEMBER:
-            self._place(params, compare_trained=self.averager.step == 0)
+            with outside_modes():
+                self._place(params, compare_trained=self.averager.step == 0)
 
+    @outside_modes()
     def flush(self, params: Params, along: Sequence[Companion] = ()) -> bool:
         """Averages now, as before validating or saving; counts no step. Collective.
 
@@ -200,14 +202,15 @@ class CoreAverager(ModelAverager):
             averager.step += 1
             return False
         due = averager.group_due(averager.step + 1)
-        home = self._home
-        if due is not None or home is None:
+        if due is None and self._home is not None:
+            return count(self._home.arenas, along)
+        with outside_modes():
             home = self._place(params, due)
-        if due is not None:
-            home.bring()
-        held = count(home.arenas, along)
-        if held:
-            home.take()
+            if due is not None:
+                home.bring()
+            held = count(home.arenas, along)
+            if held:
+                home.take()
         return held
 
     def _place(

@@ -18,7 +18,7 @@ from localsgd.checks import agreed
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.comm.contract import Array, address_of
 from localsgd.torch.arrays import Form, check_tensor, holds, placed
-from localsgd.torch.comm import ProcessGroup, communicator
+from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
 
 Params: TypeAlias = "Iterable[Parameter] | Iterable[dict[str, Any]]"
 
@@ -74,6 +74,7 @@ def names_in(index: int, group: Mapping[str, Any]) -> list[str]:
     return names
 
 
+@outside_modes()
 def average_parameters(params: Iterable[Tensor], process_group: ProcessGroup) -> None:
     """Moves tensors to their mean over all workers, in place. Collective.
 

@@ -7,11 +7,15 @@ from localsgd.torch.comm.communicators import (
     of_host,
     world,
 )
+from localsgd.torch.comm.modes import outside_modes, owner_of, write
 
 __all__ = [
     "ProcessGroup",
     "communicator",
     "has_this_rank",
     "of_host",
+    "outside_modes",
+    "owner_of",
     "world",
+    "write",
 ]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from localsgd.comm.contract import RECORD_BYTES, Array, Pending, as_bytes
 from localsgd.comm.errors import RankFailure, require_length
 from localsgd.comm.waiting import DIRECT
+from localsgd.torch.comm.modes import outside_modes
 
 # Far from the tags that a program uses on the same group itself.
 _FIRST_TAG = 0x4C53_0000
@@ -137,10 +138,12 @@ class GlooTransport:
             self._receive(as_bytes(mine), 0, _NUMBERING).wait()
         return int(mine[0])
 
+    @outside_modes()
     def _send(self, data: Array, dest: int, tag: int) -> _Work:
         tensor, peer, number = torch.from_numpy(data), self._ranks[dest], self._first_tag + tag
         return _Work(lambda: self._group.send([tensor], peer, number), tensor, dest)
 
+    @outside_modes()
     def _receive(self, into: Array, source: int | None, tag: int) -> _Work:
         """Begins to receive from a rank, or from any."""
         tensor, number = torch.from_numpy(into), self._first_tag + tag

@@ -28,7 +28,7 @@ from localsgd.comm.contract import Communicator
 from localsgd.gradients import warmup_of
 from localsgd.torch.arrays import adopt, pin, wait_for_devices
 from localsgd.torch.averagers import CoreAverager
-from localsgd.torch.comm import of_host
+from localsgd.torch.comm import of_host, outside_modes
 from localsgd.torch.gradients.blocks import Block, blocks_of
 
 After = Literal["host", "none"]
@@ -52,6 +52,7 @@ class GradientStage:
 
     on_begin: Callable[[], None] | None = None
 
+    @outside_modes()
     def __init__(
         self,
         model: nn.Module,
@@ -130,6 +131,7 @@ class GradientStage:
         finally:
             self._synchronising = before
 
+    @outside_modes()
     def average(self, *, skip: bool = False) -> bool:
         """Averages the gradients that there are, now; a pass outside of ``no_sync`` does it itself.
 

@@ -9,10 +9,12 @@ from localsgd.checks import agreed
 from localsgd.comm import NON_MEMBER
 from localsgd.torch.arrays import ModuleBuffers
 from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.comm import outside_modes
 from localsgd.torch.training.state import check_policy, state_companion
 from localsgd.training import Averager, Policy
 
 
+@outside_modes()
 def companions(
     optim: Optimizer, averager: Averager, state: Policy, buffers: ModuleBuffers | None
 ) -> list[Companion]:

@@ -86,7 +86,7 @@ class ParamState:
         if isinstance(self._optim, SGD):
             return
         found = self._state.get("step")
-        if not isinstance(found, Tensor):
+        if not isinstance(found, Tensor) or found.is_inference():
             wide = torch.get_default_dtype() == torch.float64
             beside = self._group.get("capturable") or self._group.get("fused")
             found = self._state["step"] = torch.zeros(
