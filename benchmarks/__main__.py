@@ -20,6 +20,7 @@ SCRIPTS = (
     "host_floor",
     "host_small",
     "host_scale",
+    "outer_cost",
     "hosts_limit",
     "hosts_peers",
     "overlap",

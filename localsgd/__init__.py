@@ -1,6 +1,6 @@
 """Local SGD: one model on many workers that talk rarely."""
 
-from localsgd import lr, optim
+from localsgd import lr, optim, outer
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
     HierarchicalModelAverager,
@@ -53,6 +53,7 @@ __all__ = [
     "every",
     "lr",
     "optim",
+    "outer",
     "post_local",
     "run_threads",
     "solo",

@@ -35,8 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedules": {"checks"},
     "lr": {"checks"},
     "data": {"comm", "comm.contract", "checks"},
-    "averagers": {"comm", "comm.contract", "checks", "arrays", "schedules"},
     "optim": {"comm.contract", "checks", "arrays"},
+    "outer": {"comm", "comm.contract", "checks", "arrays", "optim"},
+    "averagers": {"comm", "comm.contract", "checks", "arrays", "schedules", "outer"},
     "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
     "training": {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "optim", "gradients", "lr"),
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
     },
     "localsgd": {
-        *("comm", "arrays", "schedules", "averagers", "optim", "gradients", "lr", "data"),
+        *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
         *("training", "methods"),
     },
     "torch.comm": {
@@ -76,7 +77,7 @@ DOORS = {f"localsgd.comm.{name}" for name in rooms.TOP_OF_COMM} | {
     "localsgd.comm.transports.mpi",
 }
 # Rooms whose files have the names of another's, since they answer the same for it.
-MIRRORED = {"localsgd.torch": "localsgd"}
+MIRRORED = {"localsgd.torch": "localsgd", "localsgd.outer": "localsgd.optim"}
 # Tests of more than one room.
 OF_ALL = {
     Path("tests"),

@@ -35,6 +35,7 @@ COLORS = {"comm": "#2a6fb0", "localsgd": "#d9731a", "torch": "#3b8a4f", "cli": "
 PLACES = {
     "checks": 0.22,
     "schedules": 0.06,
+    "outer": 0.27,
     "lr": 0.4,
     "data": 0.53,
     "arrays": 0.22,

@@ -1,9 +1,10 @@
 """What becomes of the workers' average: count local steps, and when one is due, hold a round.
 
 The step counter here is the only one in the library. An averager is a schedule, a group of
-workers and a rule for the mean; plain averaging has the empty rule. A method with outer state
-(an anchor, momentum, a centre) is a subclass that gives ``update_of`` and ``mix``, and sees
-this rank's shard of the mean in cache-sized blocks before it is written back.
+workers and a rule for the mean; plain averaging has the empty rule. An outer optimizer makes the
+next parameters of the last agreed ones and the mean (DiLoCo, SlowMo, FedOpt). Any other method is
+a subclass that gives ``update_of`` and ``mix``, and sees this rank's shard of the mean in
+cache-sized blocks before it is written back.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any, TypeVar
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.ledger import Ledger
+from localsgd.averagers.outer_steps import OuterSteps
+from localsgd.averagers.weighing import Weighing
 from localsgd.checks import agreed_among, caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.contract import Array, Communicator, Traffic, Update
+from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
 S = TypeVar("S", bound=Schedule)
 
 
-class ModelAverager:
+class ModelAverager(Weighing):
     """Averages the parameters of all workers whenever a schedule says so.
 
     Attributes:
@@ -35,19 +39,25 @@ class ModelAverager:
         traffic: what this worker has moved for them.
     """
 
-    step: int
     mix: float = 0.0
 
-    def __init__(self, schedule: Schedule, comm: Communicator | None = None) -> None:
-        """Collective: the schedule must be equal on all ranks.
+    def __init__(
+        self,
+        schedule: Schedule,
+        comm: Communicator | None = None,
+        *,
+        outer: OuterOptimizer | None = None,
+    ) -> None:
+        """Collective: schedule and outer optimizer must be equal on all ranks.
 
         Args:
             schedule: when rounds are due, as in ``every(16)``; its ``repr`` is compared.
             comm: the workers that take part; None means ``localsgd.world()``. A worker outside
                 (``NON_MEMBER``) counts its steps and never communicates.
+            outer: makes the parameters after a round of all workers; None takes their mean.
 
         Raises:
-            TypeError: if ``schedule`` has no ``due``.
+            TypeError: if ``schedule`` has no ``due``, or ``outer`` is no outer optimizer.
             MismatchError: on every rank, if schedules differ.
         """
         self.comm = workers_of(comm)
@@ -61,6 +71,26 @@ class ModelAverager:
         self.step = self.rounds = 0
         self.traffic = Traffic()
         self._ledger = Ledger(1)
+        self._outer = OuterSteps(outer, self.schedule, self.comm)
+
+    @property
+    def outer(self) -> OuterOptimizer | None:
+        """What makes the parameters after a round of all workers; None for their mean."""
+        return self._outer.outer
+
+    @property
+    def begun(self) -> bool:
+        """Whether ``begin`` was called, if there is an outer optimizer."""
+        return self._outer.begun
+
+    def begin(self, params: Arenas) -> None:
+        """Takes the parameters, equal on all workers, for those that local steps start from.
+
+        Collective with an outer optimizer, else nothing. The wrappers do it before their first
+        step. After a ``load_state_dict`` it is the saved anchor that counts.
+        """
+        if self.comm is not NON_MEMBER:
+            self._outer.begin(as_arenas(params))
 
     def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; when due, moves every worker to the mean.
@@ -101,10 +131,6 @@ class ModelAverager:
         self._ledger.sit_out(self.step)
         return self.average_parameters(params, along) if along else self.average_parameters(params)
 
-    def allow_uneven(self, allowed: bool) -> None:
-        """Sets ``uneven``; from here on this worker takes steps again."""
-        self._ledger.allow_uneven(allowed, self.step)
-
     def flush(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Holds a round of all workers now; counts no step and does not move the phase.
 
@@ -119,46 +145,9 @@ class ModelAverager:
         arenas = as_arenas(params)
         if self.comm is NON_MEMBER:
             return False
+        if not self.begun:
+            self.begin(arenas)
         return self._round(arenas, self.comm, along, "flush", self.step)
-
-    def record_samples(self, count: int) -> None:
-        """Adds to the samples seen since the last round, the weight of this worker in the next.
-
-        Between two rounds all workers record, or none does and all weigh equally. A worker that
-        recorded 0 takes the result and gives nothing; nor does one that has skipped all its steps
-        since, and where all have, no round is held. In a hierarchy a level's weights are the
-        samples since the last round of that level or a larger one.
-
-        Raises:
-            TypeError, ValueError: unless ``count`` is an integer of at least 0.
-        """
-        self._ledger.record(checked_count("count", count, at_least=0))
-
-    @property
-    def uneven(self) -> bool:
-        """Whether workers may run out of data (``allow_uneven``).
-
-        Then one that has taken no step since the last round weighs nothing, and a group of which
-        nobody weighs holds no round.
-        """
-        return self._ledger.uneven
-
-    @property
-    def samples_of_step(self) -> int | None:
-        """The samples recorded since the last step; None if none were."""
-        return self._ledger.of_step
-
-    def has_samples(self, group: Communicator) -> bool:
-        """Whether samples were recorded since the last round of this group, or of a larger one."""
-        return self._ledger.samples[self._level_of(group)] is not None
-
-    def take_back_samples(self) -> None:
-        """Forgets the samples recorded since the last step, which this worker does not take."""
-        self._ledger.take_back()
-
-    def forget_samples(self) -> None:
-        """Begins new accounts, as after a round of all that the step under way ends with."""
-        self._ledger.settle(0, self.step + 1)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The weighted mean of the workers' parameters, which stay as they are.
@@ -183,9 +172,10 @@ class ModelAverager:
         Not collective, and the same at every call. Where workers end unevenly, a step must have
         a group on all of them or on none.
         """
-        if self.comm is NON_MEMBER or not self.schedule.due(step):
+        if self.comm is NON_MEMBER:
             return None
-        return self.comm
+        due = self.schedule.due(step) or self._outer.ends_synchrony(step)
+        return self.comm if due else None
 
     def update_of(self, index: int, arena: Arena) -> Update | None:
         """The rule for the mean of arena number ``index``; None writes back the mean itself.
@@ -195,7 +185,7 @@ class ModelAverager:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that this rank needs to resume, as JSON values.
+        """Everything that this rank needs to resume: JSON values, and arrays of outer steps.
 
         The step, the schedule, whether samples were taken back, and for every level, the largest
         first, the samples since its last round and the step after which that was.
@@ -204,6 +194,7 @@ class ModelAverager:
             "step": self.step,
             **self._ledger.state_dict(),
             "schedule": words_of(self.schedule),
+            **self._outer.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -220,6 +211,7 @@ class ModelAverager:
                 raise ValueError(f"an averager's state dict must have {key!r}, got {state_dict!r}")
         step = checked_count("step", state_dict["step"], at_least=0)
         ledger = self._ledger.loaded(state_dict)
+        self._outer.check_state_dict(state_dict)
         if state_dict["schedule"] != words_of(self.schedule):
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
@@ -227,20 +219,10 @@ class ModelAverager:
                 stacklevel=caller_level(),
             )
         self.step, self._ledger = step, ledger
+        self._outer.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
-
-    @property
-    def levels(self) -> Sequence[Communicator]:
-        """This worker's group at every level, the largest first."""
-        return [self.comm]
-
-    def _level_of(self, group: Communicator) -> int:
-        return next((i for i, level in enumerate(self.levels) if level is group), 0)
-
-    def _weight(self, group: Communicator, step: int) -> float | None:
-        return self._ledger.weight(self._level_of(group), step)
 
     def _mean(self, flat: Array) -> None:
         try:
@@ -263,16 +245,18 @@ class ModelAverager:
         step: int,
     ) -> bool:
         before, weight = group.traffic, self._weight(group, step)
-        label = ", ".join([f"{kind} after step {step}", *(entry.words for entry in along)])
+        updates, words = self._outer.updates(arenas, group, step)
+        parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
+        label = ", ".join(part for part in parts if part)
         for companion in along:
             companion.ready(group, weight)
         try:
-            for index, arena in enumerate(arenas):
+            for index, (arena, update) in enumerate(zip(arenas, updates, strict=True)):
                 group.allreduce(
                     arena.flat,
                     "mean",
                     weight=weight,
-                    update=self.update_of(index, arena),
+                    update=update or self.update_of(index, arena),
                     mix=self.mix,
                     label=label,
                 )
@@ -283,6 +267,7 @@ class ModelAverager:
         for companion in along:
             companion.join(group, weight)
         self._ledger.settle(self._level_of(group), step)
+        self._outer.settle(group, step)
         self.rounds += 1
         self.traffic += group.traffic - before
         return True

@@ -20,6 +20,7 @@ from localsgd.checks import caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Communicator
 from localsgd.comm.topology import Topology
+from localsgd.outer import OuterOptimizer
 
 GroupSize: TypeAlias = "int | Literal['host', 'world']"
 
@@ -72,6 +73,8 @@ class HierarchicalModelAverager(ModelAverager):
         period_group_size_dict: Mapping[int, GroupSize] | None = None,
         warmup_steps: int = 0,
         comm: Communicator | None = None,
+        *,
+        outer: OuterOptimizer | None = None,
     ) -> None:
         """Collective: checks everything, agrees on it, then makes the groups.
 
@@ -81,6 +84,8 @@ class HierarchicalModelAverager(ModelAverager):
                 many; ``"world"`` all. One level must be of all.
             warmup_steps: at least 0.
             comm: the workers; None means ``localsgd.world()``.
+            outer: makes the parameters after a round of all workers; those of smaller groups
+                take the mean.
 
         Warns:
             UserWarning: for a period of 1 at the level of all workers.
@@ -104,7 +109,7 @@ class HierarchicalModelAverager(ModelAverager):
                 "communication over averaging gradients.",
                 stacklevel=caller_level(),
             )
-        super().__init__(hierarchy, comm)
+        super().__init__(hierarchy, comm, outer=outer)
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
         self._hierarchy = hierarchy
         self._ledger = Ledger(len(self._groups))
@@ -128,6 +133,8 @@ class HierarchicalModelAverager(ModelAverager):
         return self._groups
 
     def group_due(self, step: int) -> Communicator | None:
+        if self._outer.ends_synchrony(step) and self.comm is not NON_MEMBER:
+            return self.comm
         level = self._hierarchy.level_due(step)
         return None if level is None or self.comm is NON_MEMBER else self._groups[level]
 

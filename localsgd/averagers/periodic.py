@@ -11,6 +11,7 @@ import warnings
 from localsgd.averagers.averager import ModelAverager, agreed_schedule
 from localsgd.checks import caller_level, workers_of
 from localsgd.comm.contract import Communicator
+from localsgd.outer import OuterOptimizer
 from localsgd.schedules import post_local
 
 
@@ -24,7 +25,12 @@ class PeriodicModelAverager(ModelAverager):
     """
 
     def __init__(
-        self, period: int, warmup_steps: int = 0, comm: Communicator | None = None
+        self,
+        period: int,
+        warmup_steps: int = 0,
+        comm: Communicator | None = None,
+        *,
+        outer: OuterOptimizer | None = None,
     ) -> None:
         """Collective: both numbers must be equal on all ranks.
 
@@ -32,6 +38,7 @@ class PeriodicModelAverager(ModelAverager):
             period: steps per round, at least 1.
             warmup_steps: at least 0.
             comm: the workers that take part; None means ``localsgd.world()``.
+            outer: makes the parameters after a round; None takes their mean.
 
         Warns:
             UserWarning: for a period of 1, which saves no communication.
@@ -49,7 +56,7 @@ class PeriodicModelAverager(ModelAverager):
                 "over averaging gradients.",
                 stacklevel=caller_level(),
             )
-        super().__init__(schedule, comm)
+        super().__init__(schedule, comm, outer=outer)
         self._period, self._warmup_steps = int(period), int(warmup_steps)
 
     # Read-only, as the schedule decides: a number set here would change no round.

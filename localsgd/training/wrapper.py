@@ -116,6 +116,7 @@ class PostLocalSGDOptimizer:
             MismatchError, RankFailure: from the averages. Those of gradients come before the
                 step; when the round fails the local step is taken, and not counted.
         """
+        self._begin()
         self._set_rate()
         if self.gradients is None and micro_batches == 1:
             loss = self.optim.step() if closure is None else self.optim.step(closure)
@@ -139,6 +140,7 @@ class PostLocalSGDOptimizer:
         equal; if all skip it, and where each worker steps alone, no step is taken. (Adam's state
         has then seen fewer steps than others', which ``state="mean"`` refuses.)
         """
+        self._begin()
         self._set_rate()
         if self.gradients is not None:
             self._check_step()
@@ -177,6 +179,7 @@ class PostLocalSGDOptimizer:
             flush=lambda: averager.flush(self.optim.arenas, self._along),
             mean=lambda: averager.mean_of(self.optim.arenas),
         )
+        self._begin()
         self._ends = UnevenEnds(averager, without)
         try:
             yield
@@ -251,6 +254,11 @@ class PostLocalSGDOptimizer:
                 f"{wanted_by} must have an averager of localsgd.averagers, got {self.averager!r}"
             )
         return self.averager
+
+    def _begin(self) -> None:
+        """Lets the averager know from where local steps start, before the first."""
+        if isinstance(self.averager, ModelAverager) and not self.averager.begun:
+            self.averager.begin(self.optim.arenas)
 
     def _tell(self, kind: Kind) -> None:
         """Where workers end unevenly, tells those without data, if they are needed."""

@@ -6,6 +6,7 @@ from localsgd.torch.arrays.forms import Form, Home, holds
 from localsgd.torch.arrays.pinned import pin
 from localsgd.torch.arrays.place import bring, place_of, take, wait_for_devices
 from localsgd.torch.arrays.places import Placed, placed
+from localsgd.torch.arrays.saving import with_arrays, with_tensors
 from localsgd.torch.arrays.sharded import check_optimizer, check_tensor
 from localsgd.torch.arrays.starting import tell_difference
 
@@ -25,4 +26,6 @@ __all__ = [
     "take",
     "tell_difference",
     "wait_for_devices",
+    "with_arrays",
+    "with_tensors",
 ]

@@ -17,7 +17,14 @@ from torch import Tensor
 from localsgd import averagers as core
 from localsgd.averagers import Companion
 from localsgd.comm import NON_MEMBER, Communicator
-from localsgd.torch.arrays import Placed, place_of, placed, tell_difference
+from localsgd.torch.arrays import (
+    Placed,
+    place_of,
+    placed,
+    tell_difference,
+    with_arrays,
+    with_tensors,
+)
 from localsgd.torch.averagers.selecting import Params, trained_params, untrained_params
 from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
 
@@ -63,7 +70,7 @@ class CoreAverager(ModelAverager):
         if self._averager is None:
             assert self._arguments is not None
             made = type(self)(**self._arguments).averager
-            made.load_state_dict(self._saved)
+            made.load_state_dict(with_arrays(self._saved))
             self._averager = made
         return self._averager
 
@@ -116,9 +123,16 @@ class CoreAverager(ModelAverager):
         return self._follow(self.averager.sit_out, params, along)
 
     @property
-    def placed(self) -> bool:
-        """Whether parameters have been given places for this averager."""
-        return self._home is not None
+    def begun(self) -> bool:
+        """Whether parameters have their places, and outer steps something to go from."""
+        return self._home is not None and self.averager.begun
+
+    def begin(self, params: Params) -> None:
+        """Gives the parameters their places, as they are before the first step. Collective."""
+        self.place(params)
+        if self._home is not None and not self.averager.begun:
+            self._home.bring()
+            self.averager.begin(self._home.arenas)
 
     def place(self, params: Params) -> None:
         """Gives the parameters their places, as the first step does otherwise. Collective.
@@ -158,7 +172,10 @@ class CoreAverager(ModelAverager):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume."""
-        return dict(self._saved) if self._averager is None else self._averager.state_dict()
+        if self._averager is None:
+            return dict(self._saved)
+        state: dict[str, Any] = with_tensors(self._averager.state_dict())
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a ``state_dict``.
@@ -169,7 +186,7 @@ class CoreAverager(ModelAverager):
         Raises:
             TypeError, ValueError: if it does not fit; then nothing has changed.
         """
-        self.averager.load_state_dict(state_dict)
+        self.averager.load_state_dict(with_arrays(state_dict))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CoreAverager:
         """An averager that counts for itself, of the same workers; not collective."""

@@ -38,7 +38,7 @@ class TorchUnevenEnds:
             flush=lambda: averager.flush(optim.param_groups, along),
         )
         self._ends = UnevenEnds(averager.averager, without)
-        averager.place(optim.param_groups)
+        averager.begin(optim.param_groups)
         self._told = averager.step
         if gradients is not None:
             gradients.on_begin = self._tell_of_gradients

@@ -126,8 +126,9 @@ class PostLocalSGDOptimizer(Optimizer):
         if self.gradients is not None and closure is None:
             self.gradients.check_step()
         counts = not makes_state(self.param_groups)
-        if counts and closure is None:
-            self._place_first()
+        # A closure may be what gives lazy parameters their memory.
+        if counts and (closure is None or self._has_outer()):
+            self._begin()
         loss = self._inner_step(closure)
         if counts:
             if self._ends is not None:
@@ -151,7 +152,7 @@ class PostLocalSGDOptimizer(Optimizer):
         """
         self.optim.zero_grad()
         takes_step = self.gradients is not None and self.gradients.average(skip=True)
-        self._place_first()
+        self._begin()
         if takes_step:
             self.optim.step()
         if self.gradients is None and isinstance(self.averager, CoreAverager):
@@ -286,10 +287,13 @@ class PostLocalSGDOptimizer(Optimizer):
         """
         return True
 
-    def _place_first(self) -> None:
-        """Gives the parameters their places while they are what training begins with."""
-        if isinstance(self.averager, CoreAverager) and not self.averager.placed:
-            self.averager.place(self.param_groups)
+    def _has_outer(self) -> bool:
+        return isinstance(self.averager, CoreAverager) and self.averager.averager.outer is not None
+
+    def _begin(self) -> None:
+        """Lets the averager know the parameters that training begins with."""
+        if isinstance(self.averager, CoreAverager) and not self.averager.begun:
+            self.averager.begin(self.param_groups)
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""

@@ -1,0 +1,147 @@
+"""The last agreed parameters and what an outer optimizer keeps: this rank's shard of each.
+
+Every rank owns a part of each arena (``Communicator.shard``), steps it alone between a round's
+reduction and its write-back, and needs the anchor of that part and no more. So on a host of n ranks
+each array costs 1/n of the model, and a round sends what a plain average sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from localsgd.arrays import Arena
+from localsgd.checks import checked_count
+from localsgd.comm.compiled import LARGE_BYTES
+from localsgd.comm.contract import Array, Communicator, Update
+from localsgd.comm.dtypes import work_dtype
+from localsgd.outer import Block, OuterOptimizer
+
+_ANCHOR = "anchor"
+_BLOCK = 32_768
+
+
+class Anchor:
+    """The anchors of one model's arenas, and an outer optimizer's state beside them.
+
+    Attributes:
+        rounds: how many outer steps were taken.
+    """
+
+    def __init__(self, outer: OuterOptimizer, arenas: Sequence[Arena], comm: Communicator) -> None:
+        """Takes the parameters as they are for the anchor. Collective.
+
+        Raises:
+            MemoryError: on every rank, if the memory of a host does not suffice.
+        """
+        self.rounds = 0
+        self._outer, self._comm = outer, comm
+        self._layouts = [(arena.names, arena.flat.size, arena.dtype) for arena in arenas]
+        self._shards = [comm.shard(arena.flat.size) for arena in arenas]
+        lengths = [shard.stop - shard.start for shard in self._shards]
+        # Shards differ by a few elements, and ranks allocate alike.
+        most = [max(all_of) for all_of in zip(*comm.collect(lengths), strict=True)]
+        self._arrays: list[dict[str, Array]] = []
+        for arena, length, longest in zip(arenas, lengths, most, strict=True):
+            wide = work_dtype(arena.dtype)
+            arrays = {_ANCHOR: comm.allocate(longest, arena.dtype)[:length]}
+            for key in outer.kept:
+                arrays[key] = comm.allocate(longest, wide)[:length]
+            self._arrays.append(arrays)
+        self._room = np.empty((2, 0), np.float32)
+        self.set(arenas)
+
+    def fits(self, arenas: Sequence[Arena]) -> bool:
+        """Whether these are arenas of the same parameters."""
+        return self._layouts == [(arena.names, arena.flat.size, arena.dtype) for arena in arenas]
+
+    def set(self, arenas: Sequence[Arena]) -> None:
+        """Makes the anchor what the parameters are, equal on all ranks; state stays."""
+        for arena, shard, arrays in zip(arenas, self._shards, self._arrays, strict=True):
+            arrays[_ANCHOR][...] = arena.flat[shard]
+
+    def follow(self, index: int) -> Update:
+        """An update that takes the mean of arena number ``index`` for the anchor."""
+        shard, anchor = self._shards[index], self._arrays[index][_ANCHOR]
+
+        def update(part: slice, mean: Array) -> None:
+            anchor[part.start - shard.start : part.stop - shard.start] = mean
+
+        return update
+
+    def step(self, index: int) -> Update:
+        """An update that takes an outer step of arena number ``index``."""
+        shard, arrays = self._shards[index], self._arrays[index]
+        large = arrays[_ANCHOR].nbytes >= LARGE_BYTES
+        number = self.rounds + 1
+
+        def update(part: slice, mean: Array) -> None:
+            for start in range(part.start, part.stop, _BLOCK):
+                stop = min(start + _BLOCK, part.stop)
+                here = slice(start - shard.start, stop - shard.start)
+                values = mean[start - part.start : stop - part.start]
+                anchor = arrays[_ANCHOR][here]
+                room = self._room_for(work_dtype(mean.dtype), stop - start)
+                wide, old = values, anchor
+                if values.dtype != room.dtype:
+                    wide, old = values.astype(room.dtype), anchor.astype(room.dtype)
+                np.subtract(old, wide, out=room[0])
+                state = {key: arrays[key][here] for key in self._outer.kept}
+                self._outer.update(Block(wide, old, room[0], room[1], state, number, large))
+                if wide is not values:
+                    values[...] = wide
+                anchor[...] = values
+
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of this rank's shards."""
+        return {
+            "rounds": self.rounds,
+            "arrays": [
+                {key: array.copy() for key, array in arrays.items()} for arrays in self._arrays
+            ],
+        }
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises what ``load_state_dict`` would, and changes nothing."""
+        if not isinstance(state_dict, Mapping) or not {"rounds", "arrays"} <= set(state_dict):
+            raise ValueError(
+                f"an anchor's state must have 'rounds' and 'arrays', got {state_dict!r}"
+            )
+        checked_count("rounds", state_dict["rounds"], at_least=0)
+        saved = state_dict["arrays"]
+        if len(saved) != len(self._arrays):
+            raise ValueError(
+                f"saved anchors must be of {len(self._arrays)} arenas, got {len(saved)}"
+            )
+        for index, (mine, theirs) in enumerate(zip(self._arrays, saved, strict=True)):
+            if set(mine) != set(theirs):
+                raise ValueError(
+                    f"saved shards of arena {index} must be {list(mine)}, got {list(theirs)}"
+                )
+            for key, array in mine.items():
+                if np.shape(theirs[key]) != array.shape:
+                    raise ValueError(
+                        f"the saved shard {key!r} of arena {index} must have shape {array.shape}, "
+                        f"got {np.shape(theirs[key])}: it is of another number of ranks, or hosts"
+                    )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a ``state_dict`` of as many ranks on the same hosts; not collective.
+
+        Raises:
+            ValueError: if it does not fit; then nothing has changed.
+        """
+        self.check_state_dict(state_dict)
+        self.rounds = state_dict["rounds"]
+        for mine, theirs in zip(self._arrays, state_dict["arrays"], strict=True):
+            for key, array in mine.items():
+                array[...] = theirs[key]
+
+    def _room_for(self, dtype: np.dtype[Any], count: int) -> Array:
+        if self._room.dtype != dtype or self._room.shape[1] < count:
+            self._room = np.empty((2, max(count, _BLOCK)), dtype)
+        return self._room[:, :count]

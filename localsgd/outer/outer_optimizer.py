@@ -1,0 +1,73 @@
+"""An outer optimizer: what makes the next anchor of the last one and the workers' mean.
+
+    delta  = anchor - mean          (old minus new, which is descended)
+    anchor = step(anchor, delta)
+
+It sees one cache-sized block of this rank's shard at a time, between the reduction and the
+write-back of a round, and has no memory of its own: anchor and state are the averager's. Rules are
+written from the mean, so that those which say "take the mean" give its very bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from localsgd.comm.contract import Array
+
+
+@dataclass
+class Block:
+    """Some numbers of this rank's shard.
+
+    All arrays have shape ``(n,)`` and the dtype of the arithmetic: float32, or the parameters' own
+    float64.
+
+    Attributes:
+        mean: the workers' mean; to be made the new anchor, in place.
+        anchor: the last anchor; not to be changed.
+        delta: ``anchor - mean``; may be overwritten.
+        scratch: room for intermediate values.
+        state: the arrays that the optimizer keeps, by key, zeros at first; changed in place.
+        round: the number of this round, from 1.
+        large: whether the shard is worth a compiled loop.
+    """
+
+    mean: Array
+    anchor: Array
+    delta: Array
+    scratch: Array
+    state: dict[str, Array]
+    round: int
+    large: bool = False
+
+
+class OuterOptimizer(ABC):
+    """Makes anchors; the base of outer optimizers of one's own.
+
+    Its ``repr`` names what it does and is compared between ranks.
+    """
+
+    state_keys: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The keys of the arrays that these hyperparameters need."""
+        return self.state_keys
+
+    def begin_round(self) -> str:
+        """What this round depends on besides the numbers, in words that ranks must have alike."""
+        return ""
+
+    @abstractmethod
+    def update(self, block: Block) -> None:
+        """Makes ``block.mean`` the new anchor."""
+
+
+def add(target: Array, factor: float, values: Array, scratch: Array) -> None:
+    """``target += factor · values``; where the factor is 0 nothing is read, and no bit changes."""
+    if factor:
+        target += values if factor == 1 else np.multiply(values, factor, out=scratch)
