@@ -126,7 +126,7 @@ class Group:
 
     @property
     def closed(self) -> bool:
-        """Whether ``close`` was called on this rank."""
+        """Whether ``close`` was called on this rank, or this process was forked from it."""
         return self._collective.closed
 
     @property
@@ -292,6 +292,11 @@ class Group:
     def leave(self) -> None:
         """Tells the other ranks that this one takes part no more."""
         self._entrance.leave()
+
+    def disown(self) -> None:
+        """Makes this copy, in a process that was forked from the rank's, unusable."""
+        self._collective.closed = True
+        self._collective.forked_from = f"rank {self.rank} of {self.size}"
 
     def _tell_of_private_memory(self, reason: Exception) -> None:
         if self.rank == 0 and not self._told:

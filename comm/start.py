@@ -8,19 +8,9 @@ from .contract import Reduction
 from .group import Group
 from .topology import HostsLike
 from .transports import SoloTransport, current_group
+from .waiting import launcher, started_by_rank, take_rank
 
 _WORLDS: dict[tuple[object, ...], Group] = {}
-
-
-def launched_by_mpi() -> bool:
-    """Whether an MPI launcher started this process.
-
-    ``SLURM_PROCID`` does not tell: a plain batch script has it, too. What ``torchrun`` starts has
-    the variables of the launcher that started ``torchrun``, and is no process of MPI.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return False
-    return any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK"))
 
 
 def world(
@@ -32,7 +22,8 @@ def world(
     """All workers of this job: the same group at every call with the same arguments.
 
     Under ``mpirun`` or ``localsgd run`` these are the MPI processes (the first call starts MPI);
-    in a worker of ``run_threads`` its group; else a group of one.
+    in a worker of ``run_threads`` its group; else a group of one, as in any process that a rank
+    has forked or started.
 
     Args:
         hosts: which ranks count as sharing a host: ``"2+1"`` (ranks per host), ``"0,2/1,3"``
@@ -44,12 +35,13 @@ def world(
 
     Raises:
         ValueError: if the arguments do not fit, or differ between ranks.
-        RuntimeError: if there is no MPI library although an MPI launcher started this process.
+        RuntimeError: if there is no MPI library although an MPI launcher started this process, or
+            another process has taken its rank.
     """
     group = current_group()
     if group is not None:
         return group
-    if hosts is None:
+    if hosts is None and not started_by_rank():
         hosts = os.environ.get("LOCALSGD_HOSTS") or None
     key = (str(hosts), reduction, deadline_s)
     if key not in _WORLDS or _WORLDS[key].closed:
@@ -60,8 +52,9 @@ def world(
 def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | None) -> Group:
     from .bootstrap import connect, usual_deadline_s
 
-    if not launched_by_mpi():
+    if launcher() != "MPI":
         return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+    take_rank()
     from .transports.mpi import MpiTransport
 
     if deadline_s is None:

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "comm.reduction",
     },
     "comm.transports": {"comm.contract", "comm.waiting", "comm.group"},
-    "comm.start": {"comm.contract", "comm.group", "comm.transports"},
+    "comm.start": {"comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "comm": {"comm.codecs", "comm.contract", "comm.group", "comm.transports", "comm.start"},
     "cli": {"comm", "comm.memory", "comm.transports"},
     "checks": {"comm", "comm.contract"},
@@ -50,10 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
         *("training", "methods"),
     },
-    "torch.comm": {
-        *("comm", "comm.contract", "comm.waiting", "comm.group", "comm.start"),
-        "comm.transports",
-    },
+    "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},
     "torch.averagers": {
         *("comm", "comm.contract", "checks", "schedules", "averagers", "torch.comm"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import RankFailure
 from ..waiting import Background, Clock
 from .entrance import Entrance
@@ -14,10 +16,11 @@ class Collective:
         calls: verbs so far.
         seconds: spent in them.
         closed: whether no more are allowed.
+        forked_from: the rank from which this process was forked, if it was, after the group.
     """
 
     def __init__(self, background: Background, entrance: Entrance, clock: Clock) -> None:
-        self.calls, self.seconds, self.closed = 0, 0.0, False
+        self.calls, self.seconds, self.closed, self.forked_from = 0, 0.0, False, ""
         self._background, self._entrance, self._clock = background, entrance, clock
         self._begin = 0.0
 
@@ -28,6 +31,11 @@ class Collective:
         self._begin = self._clock()
 
     def require_open(self) -> None:
+        if self.forked_from:
+            raise RuntimeError(
+                "a communicator must be used in the process that is its rank, got process "
+                f"{os.getpid()}, forked from {self.forked_from}; world() gives it a group of one"
+            )
         if self.closed:
             raise ValueError("the communicator must be open, got one that was closed")
 

@@ -233,19 +233,27 @@ def _end_together() -> None:
     MPI.COMM_SELF.Set_attr(key, None)
 
 
+class _Earlier:
+    """Who reports errors that do not end the job: those of processes forked from the rank."""
+
+    process = os.getpid()
+    hook = sys.__excepthook__
+
+
 def _end_the_job_on_errors() -> None:
     """Makes an error that nobody catches on one rank end all ranks."""
     if MPI.COMM_WORLD.Get_size() == 1 or sys.excepthook is _report_and_abort:
         return
+    _Earlier.process, _Earlier.hook = os.getpid(), sys.excepthook
     sys.excepthook = _report_and_abort
 
 
 def _report_and_abort(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    if MPI.Is_finalized():
-        # Nobody waits for this rank any more, and nothing can be asked of MPI.
-        sys.__excepthook__(kind, error, trace)
+    # After the end of MPI nobody waits for this rank any more, and nothing can be asked of it.
+    if os.getpid() != _Earlier.process or MPI.Is_finalized():
+        _Earlier.hook(kind, error, trace)
         return
     lines = traceback.format_exception(kind, error, trace)
     # In one piece, or what others say comes in between.

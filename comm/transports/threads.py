@@ -6,6 +6,7 @@ shared as between processes. A worker that raises ends the others' waiting, and 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -72,9 +73,20 @@ def run_threads(
 
 
 def current_group() -> Group | None:
-    """The group of the worker that calls, if it is a thread of ``run_threads``."""
+    """The group of the worker that calls, if it is a thread of ``run_threads``.
+
+    In a process that a worker has forked there is none.
+    """
     group: Group | None = getattr(_CURRENT, "group", None)
     return group
+
+
+def _forget_group() -> None:
+    _CURRENT.group = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_group)
 
 
 class _Office:

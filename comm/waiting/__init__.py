@@ -1,6 +1,8 @@
 """How a rank waits for others and hears from them."""
 
 from .background import Background
+from .copies import end_copy_early
+from .launched import launcher, mark_copy, started_by_rank, take_rank
 from .leaving import leave_all, leave_at_exit
 from .mail import CONTROL, DIRECT, GATHERED, MEAN, RESULT, Mail
 from .waiter import BEHIND, Clock, Waiter
@@ -16,6 +18,11 @@ __all__ = [
     "Clock",
     "Mail",
     "Waiter",
+    "end_copy_early",
+    "launcher",
     "leave_all",
     "leave_at_exit",
+    "mark_copy",
+    "started_by_rank",
+    "take_rank",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +18,17 @@ class Work:
     def __init__(self, future: Future[None], is_own_thread: Callable[[], bool]) -> None:
         """``is_own_thread()`` tells whether the caller is work of the same group itself."""
         self._future, self._is_own_thread = future, is_own_thread
+        self._process = os.getpid()
 
     def done(self) -> bool:
         return self._future.done()
 
     def wait(self, timeout_s: float | None = None) -> None:
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "work in the background must be waited for in the process that started it, got "
+                f"process {os.getpid()}, forked from {self._process}"
+            )
         if self._is_own_thread() and not self._future.done():
             raise RuntimeError("work in the background cannot wait for work that comes after it")
         try:

@@ -1,11 +1,18 @@
-"""Tells the ranks that still wait that this process has ended, however it ends in order."""
+"""What the end of this process means to the other ranks: its groups are left.
+
+A forked copy of the process is no rank: its groups are not its own, and its end is that of nobody.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 from typing import Protocol
 from weakref import WeakSet
+
+from .copies import end_copy_early
+from .launched import mark_copy
 
 
 class Leaving(Protocol):
@@ -14,6 +21,9 @@ class Leaving(Protocol):
     def leave(self) -> None:
         """Says that this rank takes part no more."""
 
+    def disown(self) -> None:
+        """Makes a copy in a forked process unusable; says nothing to the others."""
+
 
 _OPEN: WeakSet[Leaving] = WeakSet()
 
@@ -21,13 +31,9 @@ _OPEN: WeakSet[Leaving] = WeakSet()
 def leave_at_exit(group: Leaving) -> None:
     """Calls ``group.leave()`` when the process ends, if the group is still there.
 
-    The end of a forked copy of the process is not meant.
+    The end of a forked copy of the process is not meant: there it is ``group.disown()`` at once.
     """
     _OPEN.add(group)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_OPEN.clear)
 
 
 @atexit.register
@@ -35,3 +41,17 @@ def leave_all() -> None:
     """Leaves every group that is open."""
     for group in _OPEN:
         group.leave()
+
+
+def _become_copy() -> None:
+    for group in list(_OPEN):
+        group.disown()
+    _OPEN.clear()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        end_copy_early()
+        mark_copy()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_become_copy)

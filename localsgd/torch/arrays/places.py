@@ -114,14 +114,14 @@ def placed(
         if known is not None and known.hold_all_of(tensors.values()):
             each = {name: [tensor] for name, tensor in tensors.items()}
             return _Choice(each, known.lines, known.whereabouts, known)
+        for name, tensor in tensors.items():
+            check_tensor(name, tensor)
         tied = _tied(tensors)
         if not tied:
             raise ValueError("params must hold at least one parameter to average, got none")
         first = {name: same[0] for name, same in tied.items()}
         if known is not None and known.holds(list(first.values())):
             return _Choice(tied, known.lines, known.whereabouts, known)
-        for name, tensor in first.items():
-            check_tensor(name, tensor)
         return _Choice(tied, _lines(first), _whereabouts(first), None)
 
     def agree(group: Communicator, prepare: Callable[[], _Choice]) -> tuple[_Choice, bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from typing import TypeAlias, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch.distributed as dist
 
@@ -16,12 +16,14 @@ from localsgd import comm as communication
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.comm.group import Group
 from localsgd.comm.nonmember import NonMember
-from localsgd.comm.start import launched_by_mpi
 from localsgd.comm.transports import current_group
+from localsgd.comm.waiting import end_copy_early, launcher, mark_copy, take_rank
 
 ProcessGroup: TypeAlias = "Communicator | dist.ProcessGroup | int | None"
 
 _CONNECTED: WeakKeyDictionary[dist.ProcessGroup, Group] = WeakKeyDictionary()
+# What this process has of the one that it was forked from, whose connections are not its own.
+_INHERITED: WeakSet[dist.ProcessGroup] = WeakSet()
 
 
 def world() -> Communicator:
@@ -29,14 +31,21 @@ def world() -> Communicator:
 
     Under ``mpirun`` or ``localsgd run`` the MPI processes; else the default group of
     torch.distributed, which under ``torchrun`` is started (gloo) if the program has not; else
-    this process alone. ``LOCALSGD_HOSTS`` says which ranks count as sharing a host.
+    this process alone, as any that a rank has forked or started. ``LOCALSGD_HOSTS`` says which
+    ranks count as sharing a host.
+
+    Raises:
+        RuntimeError: if another process has taken this process's rank.
     """
-    if current_group() is not None or launched_by_mpi() or not dist.is_available():
+    if current_group() is not None or launcher() == "MPI" or not dist.is_available():
         return communication.world()
     if not dist.is_initialized():
-        if not dist.is_torchelastic_launched():
+        if launcher() != "torchrun":
             return communication.world()
+        take_rank()
         dist.init_process_group("gloo")
+    if dist.group.WORLD in _INHERITED:
+        return communication.world()
     return _connected(dist.group.WORLD)
 
 
@@ -49,6 +58,7 @@ def communicator(process_group: ProcessGroup) -> Communicator:
 
     Raises:
         TypeError: for anything else.
+        RuntimeError: for a group of the process from which this one was forked.
     """
     if not has_this_rank(process_group):
         return NON_MEMBER
@@ -91,10 +101,30 @@ def _connected(process_group: dist.ProcessGroup | None) -> Group:
 
     if process_group is None:
         raise ValueError("process_group must be initialised: call init_process_group first")
+    if process_group in _INHERITED:
+        raise RuntimeError(
+            "process_group must be of this process, got one of the process that it was forked from"
+        )
     known = _CONNECTED.get(process_group)
     if known is None or known.closed:
         # A layout is one of all ranks; those of a smaller group are where they are.
         hosts = os.environ.get("LOCALSGD_HOSTS") if process_group is dist.group.WORLD else None
+        if launcher() == "torchrun":
+            take_rank()
         known = communication.connect(GlooTransport.over(process_group), hosts=hosts or None)
         _CONNECTED[process_group] = known
     return known
+
+
+def _become_copy() -> None:
+    if dist.is_available() and dist.is_initialized():
+        everybody = dist.group.WORLD
+        assert everybody is not None
+        _INHERITED.add(everybody)
+        _INHERITED.update(_CONNECTED)
+        end_copy_early()
+        mark_copy()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_become_copy)
