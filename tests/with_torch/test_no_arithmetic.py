@@ -39,7 +39,7 @@ MOVES = {
 OF_SCALERS = {"_amp_foreach_non_finite_check_and_unscale_"}
 # What is asked of numpy: types, memory, and the number of elements.
 TYPES = {"dtype", "ndarray", "float16", "float32", "float64", "int32", "int64", "uint8", "uint16"}
-NUMPY = {"array", "empty", "prod", "zeros"} | TYPES
+NUMPY = {"array", "empty", "frombuffer", "prod", "zeros"} | TYPES
 
 
 class Recorded(TorchDispatchMode):

@@ -1,8 +1,9 @@
 """Buffers that have an invariant keep it through a round; of unknown ones it is said what is done.
 
-Tried of the kind: spectral norms (``test_spectral_norms.py``), orthogonal maps, pruning, fake quantisation per tensor and per channel, observers
-that have seen nothing, histograms, codebooks by moving averages, caches of angles and positions,
-masks, states of generators, buffers that grow, modules under two names.
+Tried of the kind: spectral norms (``test_spectral_norms.py``), orthogonal maps, pruning, fake
+quantisation per tensor and per channel, observers that have seen nothing, histograms, codebooks by
+moving averages, caches of angles and positions, masks, states of generators, buffers that grow,
+modules under two names.
 """
 
 from __future__ import annotations
