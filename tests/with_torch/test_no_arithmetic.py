@@ -32,6 +32,7 @@ MOVES = {
     "lift_fresh",
     "permute",
     "recv_",
+    "recv_any_source_",
     "send",
     "view",
 }
