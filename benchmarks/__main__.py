@@ -21,6 +21,7 @@ SCRIPTS = (
     "host_small",
     "host_scale",
     "outer_cost",
+    "hosts_small",
     "hosts_limit",
     "hosts_peers",
     "overlap",

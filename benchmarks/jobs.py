@@ -72,7 +72,7 @@ def run_here(
 def run_on_hosts(
     module: str,
     ranks: Sequence[int],
-    rate_gbit: float,
+    rate_gbit: float | None,
     options: Mapping[str, Any],
     library: Library = "openmpi",
 ) -> Any:

@@ -79,6 +79,16 @@ class Pending(Protocol):
 RECORD_BYTES = 1024
 
 
+class Arrival(Pending, Protocol):
+    """A message under way whose length is not known.
+
+    Attributes:
+        nbytes: of what has come, once it is here.
+    """
+
+    nbytes: int
+
+
 class Transport(Protocol):
     """What a backend supplies: messages between ranks, in order for each pair and tag."""
 
@@ -90,6 +100,9 @@ class Transport(Protocol):
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         """Starts receiving exactly ``into.nbytes`` bytes; any other number is a MismatchError."""
+
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        """Starts receiving at most ``into.nbytes`` bytes, to the beginning of ``into``."""
 
     def split(self, colors: Sequence[int | None]) -> Transport | None:
         """The ranks with this rank's colour as a transport of their own; None for colour None.

@@ -202,13 +202,7 @@ class Group:
             with self._own_errors:
                 arguments.buffer("buffer", buffer)
                 arguments.rank("root", root, self.size)
-            call = self._reducer.describe(Header("broadcast", root=root), buffer)
-            # The mean of which only the root has a weight: its values, copied.
-            self._reducer.show(buffer)
-            self._entrance.enter(call)
-            self._reductions.run(
-                Job("mean", [float(rank == root) for rank in range(self.size)]), buffer
-            )
+            self._reductions.broadcast(buffer, root)
 
     def sendrecv(self, send: Array, receive: Array, dest: int, source: int) -> None:
         with self._collective:

@@ -1,21 +1,21 @@
 """How a collective begins: everyone says what it is about to do, and all compare.
 
-On a host headers are shown on the board; between hosts every rank gets those of each other host
-from one rank there, one small message each. So whoever has entered knows that everybody has.
+On a host headers are shown on the board; hosts exchange theirs. So whoever has entered knows that
+everybody has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import numpy as np
-
+from ..contract import Array
 from ..errors import MismatchError, RankFailure, name_ranks
 from ..topology import Topology
-from ..waiting import CONTROL, Mail, Waiter
+from ..waiting import Mail, Waiter
 from . import header
 from .board import Board
+from .exchange import Exchange
 from .header import Header, Prepared
 from .news import News
 
@@ -39,24 +39,28 @@ class Entrance:
     ) -> None:
         self.sequence, self.failed, self._left = 0, "", False
         self._board, self._mail, self._news, self._waiter = board, mail, news, waiter
-        self._hosts, self._home = topology.hosts, topology.host_of[rank]
-        self._rank, me = rank, self._hosts[self._home].index(rank)
-        # Rank l of a host hears from rank l mod L of each host with L ranks.
-        others = [ranks for host, ranks in enumerate(self._hosts) if host != self._home]
-        self._sources = [ranks[me % len(ranks)] for ranks in others]
-        self._elsewhere = [rank for ranks in others for rank in ranks]
-        mine = len(self._hosts[self._home])
-        self._readers = [
-            reader for ranks in others for i, reader in enumerate(ranks) if i % mine == me
-        ]
+        self._rank, self._size = rank, topology.size
+        self._elsewhere = [r for r in topology.host_of if r not in topology.neighbours(rank)]
+        self._exchange = Exchange(mail, topology, rank)
 
     def require_part(self) -> None:
         """Raises RankFailure if this rank has failed: others wait for it somewhere else."""
         if self.failed:
             raise RankFailure(f"this rank takes part no more, since {self.failed}", [self._rank])
 
-    def enter(self, call: Header | Prepared) -> list[bytes]:
+    @property
+    def offers(self) -> Sequence[Array]:
+        """For every host what its ranks offered in the last collective, as bytes."""
+        return self._exchange.offers
+
+    def enter(
+        self, call: Header | Prepared, offer: Callable[[], Array] | None = None
+    ) -> list[bytes]:
         """Returns everyone's header once all ranks are about to do the same.
+
+        Args:
+            offer: gives a host's few numbers for other hosts, once all its ranks are about to do
+                the same. All ranks whose calls are alike have one, or none has.
 
         Raises:
             MismatchError: on every rank, if they are not.
@@ -64,7 +68,10 @@ class Entrance:
         self.sequence += 1
         self._board.show(call.pack(self.sequence), self.sequence)
         self.host_barrier()
-        headers = self._between_hosts(self._board.headers(self.sequence))
+        headers = self._board.headers(self.sequence)
+        if self._elsewhere:
+            offers = offer is not None and header.all_same(headers)
+            headers = self._exchange.trade(headers, offer() if offer and offers else None)
         if not header.all_same(headers):
             self._raise_mismatch(headers, call.detail)
         return headers
@@ -75,7 +82,8 @@ class Entrance:
         self.sequence += 1
         self._board.show(Header(header.INVALID).pack(self.sequence), self.sequence)
         self.host_barrier()
-        self._explain(self._between_hosts(self._board.headers(self.sequence)))
+        headers = self._board.headers(self.sequence)
+        self._explain(self._exchange.trade(headers, None) if self._elsewhere else headers)
 
     def host_barrier(self) -> None:
         """Returns once all ranks of this host have called it."""
@@ -87,7 +95,7 @@ class Entrance:
 
         A group of one goes on: nobody waits for it.
         """
-        if self.failed or sum(len(ranks) for ranks in self._hosts) == 1:
+        if self.failed or self._size == 1:
             return
         known = isinstance(error, RankFailure)
         self.failed = str(error) if known else f"{type(error).__name__}: {error}"
@@ -99,7 +107,7 @@ class Entrance:
         if not (self.failed or self._left):
             self._left = True
             self._board.leave()
-            self._news.tell_left(self.sequence, self._readers)
+            self._news.tell_left(self.sequence, self._exchange.readers)
 
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if a rank that is waited for is known to come no more."""
@@ -115,29 +123,6 @@ class Entrance:
             for rank in ranks
         ]
         return f"{'; '.join(words)}; this rank is in collective {self.sequence}"
-
-    def _between_hosts(self, headers: list[bytes]) -> list[bytes]:
-        """The headers of all ranks of the group, in rank order."""
-        if len(self._hosts) == 1:
-            return headers
-        here = np.frombuffer(b"".join(headers), np.uint8)
-        others = [host for host in range(len(self._hosts)) if host != self._home]
-        tables = [np.empty(header.BYTES * len(self._hosts[host]), np.uint8) for host in others]
-        incoming = [
-            self._mail.receive(table, source, CONTROL)
-            for table, source in zip(tables, self._sources, strict=True)
-        ]
-        outgoing = [self._mail.send(here, reader, CONTROL) for reader in self._readers]
-        for pieces, source in zip(incoming, self._sources, strict=True):
-            self._mail.wait(pieces, source)
-        for pieces, reader in zip(outgoing, self._readers, strict=True):
-            self._mail.wait(pieces, reader)
-        found: list[bytes] = [b""] * sum(len(ranks) for ranks in self._hosts)
-        for host, table in [(self._home, here), *zip(others, tables, strict=True)]:
-            rows = table.reshape(len(self._hosts[host]), header.BYTES)
-            for rank, row in zip(self._hosts[host], rows, strict=True):
-                found[rank] = row.tobytes()
-        return found
 
     def _raise_mismatch(self, headers: Sequence[bytes], detail: str) -> NoReturn:
         invalid, reason = self._explain(headers)

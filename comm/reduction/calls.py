@@ -21,6 +21,7 @@ from .arithmetic import scaled_weights
 from .fused import Job
 from .native import reduce_natively
 from .route import Reducer
+from .small import Small
 
 _MOST_REMEMBERED = 64
 
@@ -31,6 +32,7 @@ class _Repeat:
 
     Attributes:
         buffer: weak, since memory must not live on for this.
+        small: how it is reduced, if the values are shown with the headers.
     """
 
     verb: str
@@ -40,6 +42,7 @@ class _Repeat:
     dtype: np.dtype[Any]
     call: Prepared
     job: Job
+    small: Small | None
 
 
 class Reductions:
@@ -89,20 +92,22 @@ class Reductions:
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
             call = Prepared(self._reducer.describe(said, buffer, codec))
             job = Job(op, self._equal_weights, codec, update, mix, verb == "allreduce")
+            small = None
+            if update is None and self._native is None:
+                small = self._reducer.small(op, buffer, plain=plain)
             if plain:
                 self._remember(
-                    _Repeat(verb, op, ref(buffer), buffer.shape, buffer.dtype, call, job)
+                    _Repeat(verb, op, ref(buffer), buffer.shape, buffer.dtype, call, job, small)
                 )
         else:
-            call, job = known.call, known.job
+            call, job, small = known.call, known.job, known.small
         call.detail = label if codec is None else f"{label}, codec {codec.name}"
-        self._reducer.show(buffer)
-        headers = self._entrance.enter(call)
+        headers = self._enter(call, buffer, small)
         if weight is not None:
             weights = scaled_weights([header.weight_of(packed) for packed in headers])
             job = Job(op, weights, codec, update, mix, job.spread)
         if self._native is None:
-            self.run(job, buffer)
+            self.run(job, buffer, small)
             return
         spread = Job(None, job.weights)
         own = self._shard(buffer.size)
@@ -112,13 +117,27 @@ class Reductions:
             self._entrance.fail(error)
             raise
 
-    def run(self, job: Job, buffer: Array) -> None:
+    def broadcast(self, buffer: Array, root: int) -> None:
+        """What ``broadcast`` says."""
+        # The mean of which only the root has a weight: its values, copied.
+        job = Job("mean", [float(rank == root) for rank in range(len(self._equal_weights))])
+        small = self._reducer.small("mean", buffer, plain=False)
+        self._enter(self._reducer.describe(Header("broadcast", root=root), buffer), buffer, small)
+        self.run(job, buffer, small)
+
+    def run(self, job: Job, buffer: Array, small: Small | None = None) -> None:
         """Runs a job that all ranks have entered with; tells the others if it fails here."""
         try:
-            self._reducer.run(job, buffer)
+            self._reducer.run(job, buffer, small)
         except BaseException as error:
             self._entrance.fail(error)
             raise
+
+    def _enter(self, call: Header | Prepared, buffer: Array, small: Small | None) -> list[bytes]:
+        if small is None:
+            return self._entrance.enter(call)
+        small.show(buffer)
+        return self._entrance.enter(call, small.offer)
 
     def _known(self, verb: str, op: Op, buffer: Array) -> _Repeat | None:
         """The same call, if it was made before and the buffer is as it was."""

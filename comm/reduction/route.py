@@ -14,8 +14,8 @@ from ..meeting import SMALL_BYTES, Board, Entrance, Header
 from ..memory import CannotMap, Regions, share
 from ..topology import Topology
 from ..waiting import Mail
-from .arithmetic import blend
 from .fused import Job, Pass, Scratches
+from .small import Small, is_small
 from .staging import STAGING_BYTES, run_staged
 
 
@@ -65,15 +65,30 @@ class Reducer:
             detail="" if codec is None else f"codec {codec.name}",
         )
 
-    def show(self, buffer: Array) -> None:
-        """Shows a small buffer to the host before the ranks enter, so that each can sum it all."""
-        if self._is_small(buffer):
-            self._board.show_data(buffer, self._entrance.sequence + 1)
+    def small(self, op: Op, buffer: Array, *, plain: bool) -> Small | None:
+        """How a buffer is reduced whose values are shown with the headers; None if they are not.
 
-    def run(self, job: Job, buffer: Array) -> None:
-        """Reduces a buffer that all ranks have shown and entered with."""
-        if job.op is not None and job.update is None and self._is_small(buffer):
-            self._run_small(job.op, job, buffer)
+        Args:
+            plain: without weights, codec, update and mix; equal on all ranks.
+        """
+        if not (plain or self._one_host) or not is_small(buffer.nbytes, self._topology):
+            return None
+        scratches = self._scratch_of(buffer)
+        return Small(
+            self._board,
+            self._entrance,
+            self._topology,
+            self._rank,
+            scratches,
+            op,
+            buffer.dtype,
+            buffer.size,
+        )
+
+    def run(self, job: Job, buffer: Array, small: Small | None = None) -> None:
+        """Reduces a buffer that all ranks have entered with, and shown if it is small."""
+        if small is not None:
+            self.host_read += small.run(buffer, job.weights, job.mix)
             return
         scratch = self._scratch_of(buffer)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
@@ -95,21 +110,6 @@ class Reducer:
             raise
         self.host_read += work.host_read
         self.host_written += work.host_written
-
-    def _run_small(self, op: Op, job: Job, buffer: Array) -> None:
-        """Combines what all ranks have shown; nobody waits for anybody again."""
-        parts = self._board.data(self._entrance.sequence, buffer.dtype, buffer.size)
-        with np.errstate(all="ignore"):
-            combine = self._scratch_of(buffer).of_host.combine
-            if job.mix:
-                blend(buffer, combine(op, parts, job.weights), job.mix, buffer)
-            else:
-                combine(op, parts, job.weights, [buffer])
-        others = sum(weight > 0 for rank, weight in enumerate(job.weights) if rank != self._rank)
-        self.host_read += others * buffer.nbytes
-
-    def _is_small(self, buffer: Array) -> bool:
-        return self._one_host and buffer.nbytes <= SMALL_BYTES
 
     def _scratch_of(self, buffer: Array) -> Scratches:
         key = buffer.dtype, buffer.nbytes >= LARGE_BYTES

@@ -18,7 +18,7 @@ from types import TracebackType
 
 import numpy as np
 
-from ..contract import RECORD_BYTES, Array, Op, Pending
+from ..contract import RECORD_BYTES, Array, Arrival, Op, Pending
 from ..errors import MismatchError, require_length
 from ..waiting import Mail, Waiter, leave_all
 from .settings import OPEN_MPI, find_program, names_in_files
@@ -113,6 +113,10 @@ class MpiTransport:
         request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
         return _Receipt(request, into.size, source)
 
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
+        return _Receipt(request, into.size, source, exact=False)
+
     def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
         return self._split(colors, self._waiter)
 
@@ -187,9 +191,11 @@ class _Message:
 
 
 class _Receipt(_Message):
-    def __init__(self, request: MPI.Request, nbytes: int, source: int) -> None:
+    def __init__(
+        self, request: MPI.Request, nbytes: int, source: int, *, exact: bool = True
+    ) -> None:
         super().__init__(request)
-        self._nbytes, self._source = nbytes, source
+        self.nbytes, self._source, self._exact = nbytes, source, exact
         self._status, self._here = MPI.Status(), False
 
     def done(self) -> bool:
@@ -200,10 +206,13 @@ class _Receipt(_Message):
                 if error.Get_error_class() != MPI.ERR_TRUNCATE:
                     raise
                 raise MismatchError(
-                    f"the message from rank {self._source} must have {self._nbytes} bytes, got more"
+                    f"the message from rank {self._source} must have {self.nbytes} bytes, got more"
                 ) from None
             if self._here:
-                require_length(self._status.Get_count(MPI.BYTE), self._nbytes, self._source)
+                count = self._status.Get_count(MPI.BYTE)
+                if self._exact:
+                    require_length(count, self.nbytes, self._source)
+                self.nbytes = count
         return self._here
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..bootstrap import connect
-from ..contract import Array, Pending
+from ..contract import Array, Arrival, Pending
 from ..errors import require_length
 from ..group import Group
 
@@ -25,6 +25,9 @@ class SoloTransport:
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         return _Arrival(self._sent, into, tag)
+
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        raise AssertionError("a group of one rank has no other hosts")
 
     def split(self, colors: Sequence[int | None]) -> SoloTransport | None:
         return None if colors[0] is None else SoloTransport()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ..bootstrap import connect
-from ..contract import Array, Pending
+from ..contract import Array, Arrival, Pending
 from ..errors import RankFailure, require_length
 from ..group import Group
 from ..topology import HostsLike
@@ -138,6 +138,9 @@ class ThreadTransport:
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         return _Receipt(self._office, (self._name, source, self.rank, tag), into)
 
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        return _Receipt(self._office, (self._name, source, self.rank, tag), into, exact=False)
+
     def split(self, colors: Sequence[int | None]) -> ThreadTransport | None:
         self._splits += 1
         color = colors[self.rank]
@@ -177,9 +180,10 @@ class _Sent:
 
 
 class _Receipt:
-    def __init__(self, office: _Office, key: _Key, into: Array) -> None:
-        self._office, self._key, self._into = office, key, into
+    def __init__(self, office: _Office, key: _Key, into: Array, *, exact: bool = True) -> None:
+        self._office, self._key, self._into, self._exact = office, key, into, exact
         self._source, self._here = key[1], False
+        self.nbytes = into.size
 
     def done(self) -> bool:
         if not self._here:
@@ -187,7 +191,9 @@ class _Receipt:
                 box = self._office.boxes[self._key]
                 if box:
                     message = box.popleft()
-                    require_length(message.size, self._into.size, self._source)
-                    self._into[...] = message
+                    if self._exact:
+                        require_length(message.size, self._into.size, self._source)
+                    self.nbytes = message.size
+                    self._into[: message.size] = message
                     self._here = True
         return self._here

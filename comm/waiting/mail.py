@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..contract import Array, Json, Pending, Transport, as_bytes
+from ..contract import Array, Arrival, Json, Pending, Transport, as_bytes
 from .waiter import Waiter
 
 CONTROL, MEAN, RESULT, DIRECT, GATHERED = range(5)
@@ -30,13 +30,17 @@ class Mail:
         self._transport, self._waiter = transport, waiter
         self.sent = self.received = self.control = 0
 
-    def send(self, data: Array, dest: int, tag: int) -> list[Pending]:
-        """Starts sending; ``data`` must stay as it is until the pieces are done."""
+    def send(self, data: Array, dest: int, tag: int, control: int | None = None) -> list[Pending]:
+        """Starts sending; ``data`` must stay as it is until the pieces are done.
+
+        Args:
+            control: how many of the bytes are none of the payload; None for all with tag CONTROL.
+        """
         content = as_bytes(data)
-        if tag == CONTROL:
-            self.control += content.size
-        else:
-            self.sent += content.size
+        if control is None:
+            control = content.size if tag == CONTROL else 0
+        self.control += control
+        self.sent += content.size - control
         return [self._transport.send(piece, dest, tag) for piece in _pieces(content)]
 
     def receive(self, into: Array, source: int, tag: int) -> list[Pending]:
@@ -45,6 +49,16 @@ class Mail:
         if tag != CONTROL:
             self.received += content.size
         return [self._transport.receive(piece, source, tag) for piece in _pieces(content)]
+
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        """Starts receiving what may be shorter than ``into``, as bytes."""
+        return self._transport.receive_up_to(into, source, tag)
+
+    def wait_up_to(self, arrival: Arrival, source: int, control: int) -> int:
+        """The length in bytes of what has come; ``control`` of them are none of the payload."""
+        self._waiter.until(arrival.done, lambda: [source])
+        self.received += arrival.nbytes - control
+        return arrival.nbytes
 
     def wait(self, pieces: Sequence[Pending], peer: int) -> None:
         """Returns once all pieces to or from ``peer`` are done."""

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from localsgd.comm.contract import RECORD_BYTES, Array, Pending, as_bytes
+from localsgd.comm.contract import RECORD_BYTES, Array, Arrival, Pending, as_bytes
 from localsgd.comm.errors import RankFailure, require_length
 from localsgd.comm.waiting import DIRECT
 from localsgd.torch.comm.modes import outside_modes
@@ -76,15 +76,11 @@ class GlooTransport:
         return _Sent(works)
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
-        length = np.zeros(1, np.int64)
-        ahead = self._receive(as_bytes(length), source, tag + _LENGTHS)
-
-        def begin(data: Array) -> _Work | None:
-            return self._receive(data, source, tag) if data.size else None
-
         # Lengths are compared before anything else is sent, but for direct messages.
-        payload = None if tag == DIRECT else begin(into)
-        return _Receipt(length, ahead, into, payload, begin, source)
+        return self._receipt(into, source, tag, known=tag != DIRECT, exact=True)
+
+    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
+        return self._receipt(into, source, tag, known=False, exact=False)
 
     def split(self, colors: Sequence[int | None]) -> GlooTransport | None:
         number = self._agree_on_number()
@@ -142,6 +138,16 @@ class GlooTransport:
     def _send(self, data: Array, dest: int, tag: int) -> _Work:
         tensor, peer, number = torch.from_numpy(data), self._ranks[dest], self._first_tag + tag
         return _Work(lambda: self._group.send([tensor], peer, number), tensor, dest)
+
+    def _receipt(self, into: Array, source: int, tag: int, *, known: bool, exact: bool) -> _Receipt:
+        length = np.zeros(1, np.int64)
+        ahead = self._receive(as_bytes(length), source, tag + _LENGTHS)
+
+        def begin(data: Array) -> _Work | None:
+            return self._receive(data, source, tag) if data.size else None
+
+        payload = begin(into) if known else None
+        return _Receipt(length, ahead, into, payload, begin, source, exact)
 
     @outside_modes()
     def _receive(self, into: Array, source: int | None, tag: int) -> _Work:
@@ -201,6 +207,7 @@ class _Receipt:
         length: where the length comes to.
         payload: the message itself, unless it is begun when its length is known.
         begin: begins to receive a message.
+        exact: whether no other length than that of ``into`` will do.
     """
 
     def __init__(
@@ -211,22 +218,26 @@ class _Receipt:
         payload: _Work | None,
         begin: Callable[[Array], _Work | None],
         source: int,
+        exact: bool,
     ) -> None:
         self._length, self._ahead, self._into = length, ahead, into
         self._payload, self._begin, self._source = payload, begin, source
-        self._here = False
+        self._exact, self._here, self.nbytes = exact, False, into.size
 
     def done(self) -> bool:
         if not self._here and self._length[0]:
             self._ahead.wait()
             nbytes = int(self._length[0]) - _HERE
+            fits = nbytes == self._into.size or (nbytes < self._into.size and not self._exact)
             # One of another length is taken out of the way of the next.
-            into = self._into if nbytes == self._into.size else np.empty(nbytes, np.uint8)
+            into = self._into[:nbytes] if fits else np.empty(nbytes, np.uint8)
             payload = self._payload or self._begin(into)
             if payload is not None:
                 payload.wait()
             self._here = True
-            require_length(nbytes, self._into.size, self._source)
+            if not fits:
+                require_length(nbytes, self._into.size, self._source)
+            self.nbytes = nbytes
         return self._here
 
 
