@@ -42,6 +42,9 @@ class Board:
         self.ranks = tuple(ranks)
         self._index = self.ranks.index(rank)
         self._bytes = [page.data for page in pages]
+        self._shown = [
+            [view[_slot(i) : _slot(i) + header.BYTES] for view in self._bytes] for i in (0, 1)
+        ]
         self._words = [view.cast("q") for view in self._bytes]
         self._data = [
             [page[begin : begin + SMALL_BYTES] for page in pages]
@@ -71,13 +74,11 @@ class Board:
 
     def show(self, packed: bytes, sequence: int) -> None:
         """Shows this rank's header for the collective with this number."""
-        begin = _slot(sequence)
-        self._bytes[self._index][begin : begin + header.BYTES] = packed
+        self._shown[sequence % 2][self._index][:] = packed
 
-    def headers(self, sequence: int) -> list[bytes]:
+    def headers(self, sequence: int) -> bytes:
         """All ranks' headers for the collective with this number, once all are here."""
-        begin = _slot(sequence)
-        return [bytes(view[begin : begin + header.BYTES]) for view in self._bytes]
+        return b"".join(self._shown[sequence % 2])
 
     def show_data(self, buffer: Array, sequence: int) -> None:
         """Shows up to ``SMALL_BYTES`` bytes with the header of that number."""
@@ -112,8 +113,8 @@ class Board:
 
     def last_seen(self, rank: int) -> str:
         """What a rank of this host was last about to do, in words."""
-        view = self._bytes[self.ranks.index(rank)]
-        slots = [bytes(view[_slot(i) : _slot(i) + header.BYTES]) for i in (0, 1)]
+        index = self.ranks.index(rank)
+        slots = [bytes(shown[index]) for shown in self._shown]
         return header.describe(max(slots, key=header.sequence_of))
 
     def write(self, text: str) -> None:
@@ -159,8 +160,8 @@ class Board:
                 )
 
 
-def _slot(sequence: int) -> int:
-    return _SLOTS + _SLOT_BYTES * (sequence % 2)
+def _slot(index: int) -> int:
+    return _SLOTS + _SLOT_BYTES * index
 
 
 def _is_alive(pid: int) -> bool:

@@ -39,7 +39,7 @@ class Entrance:
     ) -> None:
         self.sequence, self.failed, self._left = 0, "", False
         self._board, self._mail, self._news, self._waiter = board, mail, news, waiter
-        self._rank, self._size = rank, topology.size
+        self._rank, self._size, self._hosts = rank, topology.size, topology.hosts
         self._elsewhere = [r for r in topology.host_of if r not in topology.neighbours(rank)]
         self._exchange = Exchange(mail, topology, rank)
 
@@ -65,13 +65,17 @@ class Entrance:
         Raises:
             MismatchError: on every rank, if they are not.
         """
-        self.sequence += 1
-        self._board.show(call.pack(self.sequence), self.sequence)
-        self.host_barrier()
-        headers = self._board.headers(self.sequence)
+        packed = call.pack(self.sequence + 1)
+        table = self._meet(packed)
         if self._elsewhere:
-            offers = offer is not None and header.all_same(headers)
-            headers = self._exchange.trade(headers, offer() if offer and offers else None)
+            offers = offer is not None and header.all_same(header.rows(table))
+            tables = self._exchange.trade(table, offer() if offer and offers else None)
+        else:
+            tables = [table]
+        # Mostly all headers are this rank's own to the last bit.
+        if b"".join(tables) == packed * self._size:
+            return [packed] * self._size
+        headers = self._by_rank(tables)
         if not header.all_same(headers):
             self._raise_mismatch(headers, call.detail)
         return headers
@@ -79,11 +83,9 @@ class Entrance:
     def enter_with_error(self, error: Exception) -> None:
         """Takes part in the comparison in place of a call that could not be made here."""
         self._board.write(f"{type(error).__name__}: {error}")
-        self.sequence += 1
-        self._board.show(Header(header.INVALID).pack(self.sequence), self.sequence)
-        self.host_barrier()
-        headers = self._board.headers(self.sequence)
-        self._explain(self._exchange.trade(headers, None) if self._elsewhere else headers)
+        table = self._meet(Header(header.INVALID).pack(self.sequence + 1))
+        tables = self._exchange.trade(table, None) if self._elsewhere else [table]
+        self._explain(self._by_rank(tables))
 
     def host_barrier(self) -> None:
         """Returns once all ranks of this host have called it."""
@@ -123,6 +125,21 @@ class Entrance:
             for rank in ranks
         ]
         return f"{'; '.join(words)}; this rank is in collective {self.sequence}"
+
+    def _meet(self, packed: bytes) -> bytes:
+        """The headers of this host's ranks, once all have shown theirs."""
+        self.sequence += 1
+        self._board.show(packed, self.sequence)
+        self.host_barrier()
+        return self._board.headers(self.sequence)
+
+    def _by_rank(self, tables: Sequence[bytes]) -> list[bytes]:
+        """The headers of all ranks of the group, in rank order, from those of every host."""
+        found: list[bytes] = [b""] * self._size
+        for ranks, table in zip(self._hosts, tables, strict=True):
+            for rank, packed in zip(ranks, header.rows(table), strict=True):
+                found[rank] = packed
+        return found
 
     def _raise_mismatch(self, headers: Sequence[bytes], detail: str) -> NoReturn:
         invalid, reason = self._explain(headers)

@@ -6,13 +6,11 @@ l mod L of each host with L ranks. One small message each, in memory that is use
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..contract import Array, as_bytes
+from ..contract import Array
 from ..topology import Topology
-from ..waiting import CONTROL, Mail
+from ..waiting import Mail
 from . import header
 from .board import SMALL_BYTES
 
@@ -22,53 +20,52 @@ class Exchange:
 
     Attributes:
         readers: the ranks of other hosts that hear from this one.
-        offers: for every host what came with its headers in the last collective, as bytes; those
-            of this rank's host are its own.
+        offers: for every host what came with its headers in the last collective, as bytes.
     """
 
     def __init__(self, mail: Mail, topology: Topology, rank: int) -> None:
-        self._mail, self._hosts = mail, topology.hosts
-        self._home = topology.host_of[rank]
-        mine = self._hosts[self._home]
+        self._mail, self._home = mail, topology.host_of[rank]
+        mine = topology.hosts[self._home]
         me = mine.index(rank)
         self.readers: list[int] = []
-        self._sources: list[tuple[int, int, Array]] = []
-        for host, ranks in enumerate(self._hosts):
+        self._sources: list[_Source] = []
+        for host, ranks in enumerate(topology.hosts):
             if host != self._home:
                 self.readers += [r for i, r in enumerate(ranks) if i % len(mine) == me]
-                into = np.empty(header.BYTES * len(ranks) + SMALL_BYTES, np.uint8)
-                self._sources.append((host, ranks[me % len(ranks)], into))
+                self._sources.append(_Source(host, ranks[me % len(ranks)], len(ranks)))
         self._out = np.empty(header.BYTES * len(mine) + SMALL_BYTES, np.uint8)
-        self.offers: list[Array] = [self._out[:0]] * len(self._hosts)
+        self.offers: list[Array] = [self._out[:0]] * len(topology.hosts)
 
-    def trade(self, headers: Sequence[bytes], offer: Array | None) -> list[bytes]:
-        """The headers of all ranks of the group, in rank order.
+    def trade(self, table: bytes, offer: Array | None) -> list[bytes]:
+        """For every host the headers of its ranks, one after the other.
 
         Args:
-            headers: those of this rank's host.
+            table: those of this rank's host.
             offer: up to ``SMALL_BYTES`` bytes for the ranks of other hosts.
         """
-        mail, end = self._mail, header.BYTES * len(headers)
-        incoming = [
-            (host, source, into, mail.receive_up_to(into, source, CONTROL))
-            for host, source, into in self._sources
-        ]
-        self._out[:end] = np.frombuffer(b"".join(headers), np.uint8)
-        offered = self._out[:0] if offer is None else as_bytes(offer)
-        self._out[end : end + offered.size] = offered
-        message = self._out[: end + offered.size]
-        outgoing = [mail.send(message, dest, CONTROL, end) for dest in self.readers]
-        self.offers[self._home] = offered
-        found: list[bytes] = [b""] * sum(map(len, self._hosts))
-        for rank, packed in zip(self._hosts[self._home], headers, strict=True):
-            found[rank] = packed
-        for host, source, into, arrival in incoming:
-            ranks = self._hosts[host]
-            end = header.BYTES * len(ranks)
-            self.offers[host] = into[end : mail.wait_up_to(arrival, source, end)]
-            table = into[:end].tobytes()
-            for i, rank in enumerate(ranks):
-                found[rank] = table[header.BYTES * i : header.BYTES * (i + 1)]
-        for pieces, dest in zip(outgoing, self.readers, strict=True):
-            mail.wait(pieces, dest)
-        return found
+        mail, end = self._mail, len(table)
+        arrivals = [mail.receive_up_to(source.into, source.rank) for source in self._sources]
+        self._out.data[:end] = table
+        message = self._out[:end]
+        self.offers[self._home] = self._out[end:end]
+        if offer is not None:
+            message = self._out[: end + offer.nbytes]
+            message[end:] = offer.view(np.uint8)
+            self.offers[self._home] = message[end:]
+        outgoing = [mail.send_part(message, dest, end) for dest in self.readers]
+        tables = [table] * len(self.offers)
+        for source, arrival in zip(self._sources, arrivals, strict=True):
+            nbytes = mail.wait_up_to(arrival, source.rank, source.table_bytes)
+            tables[source.host] = bytes(source.into.data[: source.table_bytes])
+            self.offers[source.host] = source.into[source.table_bytes : nbytes]
+        for sent, dest in zip(outgoing, self.readers, strict=True):
+            mail.wait((sent,), dest)
+        return tables
+
+
+class _Source:
+    """The rank that tells of a host, and where that goes."""
+
+    def __init__(self, host: int, rank: int, ranks: int) -> None:
+        self.host, self.rank, self.table_bytes = host, rank, header.BYTES * ranks
+        self.into = np.empty(self.table_bytes + SMALL_BYTES, np.uint8)

@@ -92,14 +92,16 @@ class Prepared:
 
     def __init__(self, call: Header) -> None:
         packed = call.pack(0)
-        self.detail = call.detail
-        self._parts = packed[:8], packed[16:64], packed[72:]
+        self.detail = self._packed_detail = call.detail
+        self._verb, self._rest = packed[:8], packed[16:]
 
     def pack(self, sequence: int) -> bytes:
         """As ``Header.pack``."""
-        verb, middle, end = self._parts
-        detail = _digest_of(self.detail).to_bytes(8, "little")
-        return b"".join((verb, sequence.to_bytes(8, "little"), middle, detail, end))
+        if self.detail != self._packed_detail:
+            detail = _digest_of(self.detail).to_bytes(8, "little")
+            self._rest = self._rest[:48] + detail + self._rest[56:]
+            self._packed_detail = self.detail
+        return self._verb + sequence.to_bytes(8, "little") + self._rest
 
 
 def digest(*values: object) -> int:
@@ -119,6 +121,11 @@ def weight_of(packed: bytes) -> float:
 
 def is_invalid(packed: bytes) -> bool:
     return bool(VERBS[_FORMAT.unpack(packed)[0]] == INVALID)
+
+
+def rows(table: bytes) -> list[bytes]:
+    """The packed headers that stand one after the other."""
+    return [table[begin : begin + BYTES] for begin in range(0, len(table), BYTES)]
 
 
 def all_same(headers: Sequence[bytes]) -> bool:

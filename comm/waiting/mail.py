@@ -30,17 +30,13 @@ class Mail:
         self._transport, self._waiter = transport, waiter
         self.sent = self.received = self.control = 0
 
-    def send(self, data: Array, dest: int, tag: int, control: int | None = None) -> list[Pending]:
-        """Starts sending; ``data`` must stay as it is until the pieces are done.
-
-        Args:
-            control: how many of the bytes are none of the payload; None for all with tag CONTROL.
-        """
+    def send(self, data: Array, dest: int, tag: int) -> list[Pending]:
+        """Starts sending; ``data`` must stay as it is until the pieces are done."""
         content = as_bytes(data)
-        if control is None:
-            control = content.size if tag == CONTROL else 0
-        self.control += control
-        self.sent += content.size - control
+        if tag == CONTROL:
+            self.control += content.size
+        else:
+            self.sent += content.size
         return [self._transport.send(piece, dest, tag) for piece in _pieces(content)]
 
     def receive(self, into: Array, source: int, tag: int) -> list[Pending]:
@@ -50,9 +46,15 @@ class Mail:
             self.received += content.size
         return [self._transport.receive(piece, source, tag) for piece in _pieces(content)]
 
-    def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
-        """Starts receiving what may be shorter than ``into``, as bytes."""
-        return self._transport.receive_up_to(into, source, tag)
+    def send_part(self, content: Array, dest: int, control: int) -> Pending:
+        """Starts sending few bytes, of which ``control`` are none of the payload."""
+        self.control += control
+        self.sent += content.size - control
+        return self._transport.send(content, dest, CONTROL)
+
+    def receive_up_to(self, into: Array, source: int) -> Arrival:
+        """Starts receiving what ``send_part`` sends, of as many bytes as ``into`` or fewer."""
+        return self._transport.receive_up_to(into, source, CONTROL)
 
     def wait_up_to(self, arrival: Arrival, source: int, control: int) -> int:
         """The length in bytes of what has come; ``control`` of them are none of the payload."""
