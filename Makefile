@@ -43,7 +43,7 @@ bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own 
 	.venv-bench/bin/python -m benchmarks torch_step torch_average torch_idle torch_sync
 
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
-	.venv-bench/bin/python -m benchmarks hosts_limit hosts_peers overlap
+	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap
 
 clean: ## Remove the environments and what the tools left
 	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out

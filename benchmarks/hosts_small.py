@@ -9,14 +9,13 @@ import numpy as np
 
 import localsgd
 from benchmarks import peers
-from benchmarks.host_small import CALLS, COUNT, MPI
+from benchmarks.host_small import CALLS, COUNT, MOST, MPI
 from benchmarks.jobs import pythons, run_on_hosts, script
 from benchmarks.measure import in_turn_on_all_ranks
 from benchmarks.report import OURS, Goal, Report
 from testbed import NotAvailable
 
 RANKS, LAYOUT = (2, 2), "2x2"
-MOST = 1.5
 
 
 def worker(options: Mapping[str, Any]) -> dict[str, list[float]] | None:

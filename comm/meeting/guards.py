@@ -25,9 +25,11 @@ class Collective:
         self._begin = 0.0
 
     def __enter__(self) -> None:
-        self.require_open()
+        if self.closed:
+            self.require_open()
         self._background.drain()
-        self._entrance.require_part()
+        if self._entrance.failed:
+            self._entrance.require_part()
         self._begin = self._clock()
 
     def require_open(self) -> None:
@@ -42,7 +44,9 @@ class Collective:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.calls += 1
         self.seconds += self._clock() - self._begin
-        if isinstance(error, RankFailure) or (error and not isinstance(error, Exception)):
+        if error is None:
+            return
+        if isinstance(error, RankFailure) or not isinstance(error, Exception):
             # It has left a collective in the middle, as an interrupt from the keyboard does, too.
             self._entrance.fail(error)
 

@@ -36,6 +36,7 @@ _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 _FORMAT = struct.Struct("<10q2d")
 BYTES = _FORMAT.size
 _UNWEIGHTED = -1.0
+_NO_WEIGHT = struct.pack("<d", _UNWEIGHTED)
 
 
 class Header(NamedTuple):
@@ -112,6 +113,10 @@ def digest(*values: object) -> int:
 @lru_cache(maxsize=1024)
 def _digest_of(detail: str) -> int:
     return digest(detail) if detail else 0
+
+
+def has_weight(packed: bytes) -> bool:
+    return not packed.endswith(_NO_WEIGHT)
 
 
 def weight_of(packed: bytes) -> float:

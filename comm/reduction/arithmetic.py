@@ -51,7 +51,7 @@ class Scratch:
         self.work = work_dtype(dtype)
         self._kernel = compiled_mean() if large and dtype in FLOATS[2:] else None
         self.compiled = self._kernel is not None
-        self._rows = np.empty((3, length), self.work)
+        self._shift, self._difference, self._widened = np.empty((3, length), self.work)
         self._result = np.empty(length, dtype)
 
     def combine(
@@ -112,9 +112,9 @@ class Scratch:
         count = result.size
         # Half precisions are widened once; the others are read where they lie.
         narrow = result.dtype != self.work
-        shift, difference, first = self._rows[0, :count], self._rows[1, :count], parts[0]
+        shift, difference, first = self._shift[:count], self._difference[:count], parts[0]
         if narrow:
-            widened = self._rows[2, :count]
+            widened = self._widened[:count]
             widened[...] = first
             first = widened
         for index in range(1, len(parts)):
@@ -123,23 +123,23 @@ class Scratch:
             if narrow:
                 np.subtract(first, part, out=target, dtype=self.work, casting="same_kind")
             else:
-                np.subtract(first, part, out=target)
+                np.subtract(first, part, target)
             if weight != 1.0:
-                np.multiply(target, weight, out=target)
+                np.multiply(target, weight, target)
             if index > 1:
-                np.add(shift, difference, out=shift)
+                np.add(shift, difference, shift)
         if _has_exact_reciprocal(total):
-            np.multiply(shift, 1.0 / total, out=shift)
+            np.multiply(shift, 1.0 / total, shift)
         else:
-            np.divide(shift, total, out=shift)
+            np.divide(shift, total, shift)
         if narrow:
             np.subtract(first, shift, out=result, casting="same_kind")
         else:
-            np.subtract(first, shift, out=result)
+            np.subtract(first, shift, result)
 
     def _fold(self, op: Op, parts: Sequence[Array], result: Array) -> None:
         fold = {"sum": np.add, "min": np.minimum, "max": np.maximum}[op]
-        total = self._rows[0, : result.size]
+        total = self._shift[: result.size]
         total[...] = parts[0]
         for part in parts[1:]:
             fold(total, part, out=total, casting="same_kind")

@@ -7,8 +7,8 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -79,16 +79,17 @@ class Reductions:
     ) -> None:
         """What ``allreduce`` and ``reduce_scatter`` say."""
         plain = weight is None and codec is None and update is None and not mix
-        with self._own_errors:
-            known = self._known(verb, op, buffer) if plain else None
-            if known is None:
+        known = self._known(verb, op, buffer) if plain and type(label) is str else None
+        if known is not None:
+            call, job, small = known.call, known.job, known.small
+        else:
+            with self._own_errors:
                 arguments.buffer("buffer", buffer)
                 arguments.operation(op, buffer.dtype, weight)
                 arguments.mix(mix, buffer.dtype)
                 arguments.codec(codec)
                 arguments.update(update)
-            arguments.label(label)
-        if known is None:
+                arguments.label(label)
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
             call = Prepared(self._reducer.describe(said, buffer, codec))
             job = Job(op, self._equal_weights, codec, update, mix, verb == "allreduce")
@@ -99,15 +100,14 @@ class Reductions:
                 self._remember(
                     _Repeat(verb, op, ref(buffer), buffer.shape, buffer.dtype, call, job, small)
                 )
-        else:
-            call, job, small = known.call, known.job, known.small
         call.detail = label if codec is None else f"{label}, codec {codec.name}"
-        headers = self._enter(call, buffer, small)
-        if weight is not None:
-            weights = scaled_weights([header.weight_of(packed) for packed in headers])
-            job = Job(op, weights, codec, update, mix, job.spread)
+        if small is not None:
+            self._run_small(small, call, job, buffer)
+            return
+        headers = self._entrance.enter(call)
+        job = _weighted(job, headers)
         if self._native is None:
-            self.run(job, buffer, small)
+            self.run(job, buffer)
             return
         spread = Job(None, job.weights)
         own = self._shard(buffer.size)
@@ -121,23 +121,32 @@ class Reductions:
         """What ``broadcast`` says."""
         # The mean of which only the root has a weight: its values, copied.
         job = Job("mean", [float(rank == root) for rank in range(len(self._equal_weights))])
+        call = Prepared(self._reducer.describe(Header("broadcast", root=root), buffer))
         small = self._reducer.small("mean", buffer, plain=False)
-        self._enter(self._reducer.describe(Header("broadcast", root=root), buffer), buffer, small)
-        self.run(job, buffer, small)
+        if small is not None:
+            self._run_small(small, call, job, buffer)
+        else:
+            self._entrance.enter(call)
+            self.run(job, buffer)
 
-    def run(self, job: Job, buffer: Array, small: Small | None = None) -> None:
+    def run(self, job: Job, buffer: Array) -> None:
         """Runs a job that all ranks have entered with; tells the others if it fails here."""
         try:
-            self._reducer.run(job, buffer, small)
+            self._reducer.run(job, buffer)
         except BaseException as error:
             self._entrance.fail(error)
             raise
 
-    def _enter(self, call: Header | Prepared, buffer: Array, small: Small | None) -> list[bytes]:
-        if small is None:
-            return self._entrance.enter(call)
-        small.show(buffer)
-        return self._entrance.enter(call, small.offer)
+    def _run_small(self, small: Small, call: Prepared, job: Job, buffer: Array) -> None:
+        # Overflow and NaN in the data are the data's business.
+        with np.errstate(all="ignore"):
+            small.show(buffer)
+            job = _weighted(job, self._entrance.enter(call, small.offer))
+            try:
+                self._reducer.run_small(small, job, buffer)
+            except BaseException as error:
+                self._entrance.fail(error)
+                raise
 
     def _known(self, verb: str, op: Op, buffer: Array) -> _Repeat | None:
         """The same call, if it was made before and the buffer is as it was."""
@@ -158,3 +167,11 @@ class Reductions:
         if len(self._repeats) >= _MOST_REMEMBERED:
             self._repeats.clear()
         self._repeats[id(repeat.buffer())] = repeat
+
+
+def _weighted(job: Job, headers: Sequence[bytes]) -> Job:
+    """The job with the weights that are in the headers, if there are any."""
+    if not header.has_weight(headers[0]):
+        return job
+    weights = scaled_weights([header.weight_of(packed) for packed in headers])
+    return replace(job, weights=weights)

@@ -85,11 +85,12 @@ class Reducer:
             buffer.size,
         )
 
-    def run(self, job: Job, buffer: Array, small: Small | None = None) -> None:
-        """Reduces a buffer that all ranks have entered with, and shown if it is small."""
-        if small is not None:
-            self.host_read += small.run(buffer, job.weights, job.mix)
-            return
+    def run_small(self, small: Small, job: Job, buffer: Array) -> None:
+        """Reduces a buffer that all ranks have shown and entered with."""
+        self.host_read += small.run(buffer, job.weights, job.mix)
+
+    def run(self, job: Job, buffer: Array) -> None:
+        """Reduces a buffer that all ranks have entered with."""
         scratch = self._scratch_of(buffer)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
         region = self._regions.find(buffer, self._neighbours)

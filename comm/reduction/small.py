@@ -31,7 +31,11 @@ def is_small(nbytes: int, topology: Topology) -> bool:
 
 
 class Small:
-    """Reductions of buffers of one dtype and length with one operation."""
+    """Reductions of buffers of one dtype and length with one operation.
+
+    Whoever calls sees to it that numpy does not warn of overflow and NaN, which are the data's
+    business.
+    """
 
     def __init__(
         self,
@@ -69,17 +73,14 @@ class Small:
         """
         if len(self._sizes) > 1:
             values = [offer.view(self._dtype) for offer in self._entrance.offers]
-            with np.errstate(all="ignore"):
-                self._scratches.of_hosts.combine(self._op, values, self._sizes, [buffer])
-            weights = self._equal
-        elif mix:
+            self._scratches.of_hosts.combine(self._op, values, self._sizes, [buffer])
+            return self._nbytes * (len(self._equal) - 1)
+        if mix:
             blend(buffer, self._combine(weights, ()), mix, buffer)
         else:
             self._combine(weights, [buffer])
-        read = sum(weight > 0 for index, weight in enumerate(weights) if index != self._me)
-        return read * self._nbytes
+        return self._nbytes * (sum(map(bool, weights)) - bool(weights[self._me]))
 
     def _combine(self, weights: Sequence[float], outs: Sequence[Array]) -> Array:
         parts = self._parts[self._entrance.sequence % 2]
-        with np.errstate(all="ignore"):
-            return self._scratches.of_host.combine(self._op, parts, weights, outs)
+        return self._scratches.of_host.combine(self._op, parts, weights, outs)

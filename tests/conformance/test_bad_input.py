@@ -180,6 +180,10 @@ DIFFERENT: dict[str, tuple[Call, Call]] = {
         lambda comm: comm.allreduce(buffer(8), "mean"),
         lambda comm: comm.allreduce(buffer(9), "mean"),
     ),
+    "few or many": (
+        lambda comm: comm.allreduce(buffer(8), "mean"),
+        lambda comm: comm.allreduce(buffer(100_000), "mean"),
+    ),
     "dtype": (
         lambda comm: comm.allreduce(buffer(8), "mean"),
         lambda comm: comm.allreduce(buffer(8, np.float64), "mean"),

@@ -252,6 +252,29 @@ def test_traffic_equals_the_closed_form(workers: Workers) -> None:
     workers.run(body)
 
 
+def test_few_numbers_go_to_every_rank_of_another_host_once(workers: Workers) -> None:
+    """With N bytes and the host's L ranks of R, all ranks of a host together
+
+    send N bytes to each of the R - L others, receive those of every other host L times, and read
+    what each of the L has shown to the L - 1 others.
+    """
+
+    def body(comm: Communicator) -> None:
+        buffer = comm.allocate(1000, np.float32)
+        before = comm.traffic
+        comm.allreduce(buffer, "mean")
+        moved = comm.traffic - before
+        nbytes, hosts = buffer.nbytes, len(comm.topology.hosts)
+        rows = comm.collect([moved.host_read, moved.host_written, moved.sent, moved.received])
+        for ranks in comm.topology.hosts:
+            here = len(ranks)
+            counts = [here * (here - 1), 0, comm.size - here, here * (hosts - 1)]
+            totals = np.sum([rows[rank] for rank in ranks], axis=0).tolist()
+            assert totals == [nbytes * count for count in counts]
+
+    workers.run(body)
+
+
 def test_gathered_bytes_are_counted(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
         before = comm.traffic
