@@ -96,10 +96,10 @@ def test_a_forked_child_ends_by_itself(
     found = run_job(tmp_path, PYTHONS[library], body, ranks=ranks)
     assert_ranks_go_on(*found, ranks)
     output = found[1]
-    assert output.count(f"ended with {code}\n") == ranks
-    assert output.count("the child has 1\n") == ranks
-    assert output.count("the child's own exit") == (0 if end == "_exit" else ranks)
-    assert output.count("KeyError: 'of the child'") == (ranks if end == "error" else 0)
+    assert output.count(f"ended with {code}\n") == ranks, output
+    assert output.count("the child has 1\n") == ranks, output
+    assert output.count("the child's own exit") == (0 if end == "_exit" else ranks), output
+    assert output.count("KeyError: 'of the child'") == (ranks if end == "error" else 0), output
     for rank in range(ranks):
         assert f"forked from rank {rank} of {ranks}" in output
 

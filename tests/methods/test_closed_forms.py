@@ -214,10 +214,10 @@ def test_bytes_fall_with_the_period(period: int) -> None:
     """M hosts of one worker send 2 (1 - 1/M) times the buffer each a round: 1/H a step."""
 
     def work(comm: Communicator) -> int:
-        arena = Arena({"x": np.zeros(600, np.float32)}, comm)
+        arena = Arena({"x": np.zeros(6000, np.float32)}, comm)
         training = LocalSGD(optim.SGD(arena, lr=0.1), period)
         for _ in range(16):
             training.step()
         return training.averager.traffic.sent
 
-    assert run_threads(3, work, hosts="1+1+1") == [16 // period * 2 * 2 * 2400 // 3] * 3
+    assert run_threads(3, work, hosts="1+1+1") == [16 // period * 2 * 2 * 24_000 // 3] * 3
