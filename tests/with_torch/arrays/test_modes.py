@@ -11,8 +11,8 @@ does not work in a mode, only what is ours is called there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -20,141 +20,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
 
 import localsgd.torch as ours
-from localsgd import run_threads, solo
+from localsgd import run_threads
+from torch_modes import MODES, PASSING, STEPPING, Within, check_trainable, outside
 from torch_ranks import run_ranks
 
 RARELY = 1_000_000
 # The generator is one of all threads.
 SEEDING = Lock()
-
-Within = Callable[[Callable[[], Any]], Any]
-
-
-def in_context(make: Callable[[], Any]) -> Within:
-    def within(call: Callable[[], Any]) -> Any:
-        with make():
-            return call()
-
-    return within
-
-
-@contextmanager
-def default_device() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-def kept(around: Callable[[Callable[[], None]], Any]) -> Within:
-    """What a call gives that something of torch's makes."""
-
-    def within(call: Callable[[], Any]) -> Any:
-        found: list[Any] = []
-
-        def once() -> None:
-            if not found:
-                found.append(call())
-
-        around(once)
-        return found[0]
-
-    return within
-
-
-class Calling(nn.Module):
-    """Calls something in its forward pass."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__()
-        self.weight = Parameter(torch.ones(2))
-        self.call = call
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.call()
-        return inputs * self.weight
-
-
-def in_grad(call: Callable[[], None]) -> None:
-    def loss(inputs: Tensor) -> Tensor:
-        call()
-        return inputs.sum()
-
-    torch.func.grad(loss)(torch.ones(2))
-
-
-def in_vmap(call: Callable[[], None]) -> None:
-    def double(inputs: Tensor) -> Tensor:
-        call()
-        return 2 * inputs
-
-    torch.vmap(double)(torch.ones(2, 3))
-
-
-def in_functional_call(call: Callable[[], None]) -> None:
-    torch.func.functional_call(Calling(call), {"weight": torch.zeros(2)}, (torch.ones(2),))
-
-
-def in_backward_hook(call: Callable[[], None]) -> None:
-    leaf = torch.ones(2, requires_grad=True)
-    leaf.register_hook(lambda _: call())
-    leaf.sum().backward()
-
-
-def in_accumulated_hook(call: Callable[[], None]) -> None:
-    leaf = torch.ones(2, requires_grad=True)
-    leaf.register_post_accumulate_grad_hook(lambda _: call())  # type: ignore[no-untyped-call]
-    leaf.sum().backward()
-
-
-def in_forward_hook(call: Callable[[], None]) -> None:
-    module = nn.Identity()
-    module.register_forward_hook(lambda *_: call())
-    module(torch.ones(2))
-
-
-def outside(call: Callable[[], Any]) -> Any:
-    return call()
-
-
-# In which torch's optimizers step.
-STEPPING: dict[str, Within] = {
-    "no_grad": in_context(torch.no_grad),
-    "inference_mode": in_context(torch.inference_mode),
-    "no gradients": in_context(lambda: torch.set_grad_enabled(False)),
-    "autocast": in_context(lambda: torch.autocast("cpu", torch.bfloat16)),
-    "default device": in_context(default_device),
-    "device": in_context(lambda: torch.device("meta")),
-    "backward hook": kept(in_backward_hook),
-    "accumulated hook": kept(in_accumulated_hook),
-    "forward hook": kept(in_forward_hook),
-    "functional_call": kept(in_functional_call),
-}
-# In which only what is ours works.
-OTHERS: dict[str, Within] = {
-    "grad": kept(in_grad),
-    "vmap": kept(in_vmap),
-    "FakeTensorMode": in_context(FakeTensorMode),
-}
-MODES = {**STEPPING, **OTHERS}
-# In which there are backward passes.
-PASSING = ("autocast", "default device", "device", "forward hook")
-
-
-def check_trainable(tensors: Any, *, leaves: bool) -> None:
-    """They are what training made: no inference tensors, and parameters still leaves."""
-    for tensor in tensors:
-        assert not tensor.is_inference()
-        assert tensor.is_leaf and tensor.grad_fn is None
-        assert tensor.requires_grad == leaves
-        assert tensor.device.type == "cpu"
 
 
 def trainer(comm: Any) -> nn.Module:
@@ -420,79 +297,3 @@ def test_passes_are_followed_in_every_mode_that_has_them() -> None:
         return found
 
     assert run_ranks(2, body) == [[[[0.5, 0.5]]] * 2 * len(PASSING)] * 2
-
-
-def test_a_round_inside_of_autocast_is_seen_by_the_next_pass() -> None:
-    """Autocast keeps weights that it has rounded: 0 and 2 before the round, 1 after it."""
-
-    def body(comm: Any) -> Any:
-        model = nn.Linear(1, 1, bias=False)
-        model.weight.detach().fill_(2.0 * comm.rank)
-        averager = ours.PeriodicModelAverager(RARELY, 0, comm)
-        with torch.autocast("cpu", torch.bfloat16):
-            before = model(torch.ones(1, 1)).item()
-            averager.flush(model.parameters())
-            return before, model(torch.ones(1, 1)).item()
-
-    assert run_threads(2, body) == [(0.0, 1.0), (2.0, 1.0)]
-
-
-def test_buffers_of_inference_mode_are_averaged() -> None:
-    """As a validation leaves them in a module; 0 and 2 become 1, and begin as rank 0's."""
-
-    def body(comm: Any) -> Any:
-        model = nn.Linear(1, 1)
-        with torch.inference_mode():
-            model.register_buffer("seen", torch.full((2,), 5.0 + comm.rank))
-        adopted = ours.adopt(model, comm, rules={"seen": "mean"})
-        start = model.get_buffer("seen").tolist()
-        with torch.inference_mode():
-            model.get_buffer("seen").fill_(2.0 * comm.rank)
-        optimizer = ours.PostLocalSGDOptimizer(
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            ours.PeriodicModelAverager(RARELY, 0, comm),
-            buffers=adopted.buffers,
-        )
-        optimizer.flush()
-        return start, model.get_buffer("seen").tolist()
-
-    assert run_threads(2, body) == [([5.0, 5.0], [1.0, 1.0])] * 2
-
-
-def inference_tensor() -> Tensor:
-    with torch.inference_mode():
-        return Parameter(torch.ones(2))
-
-
-def fake_tensor() -> Tensor:
-    with FakeTensorMode():
-        return Parameter(torch.ones(2))
-
-
-def wrapped_tensor() -> Tensor:
-    found: list[Tensor] = []
-
-    def loss(inputs: Tensor) -> Tensor:
-        found.append(inputs.clone())
-        return inputs.sum()
-
-    torch.func.grad(loss)(torch.ones(2))
-    return found[0]
-
-
-KINDS = {
-    "torch.inference_mode": inference_tensor,
-    "a FakeTensorMode": fake_tensor,
-    "a transformation of torch.func": wrapped_tensor,
-}
-
-
-@pytest.mark.parametrize("mode", [outside, *MODES.values()])
-@pytest.mark.parametrize("kind", KINDS)
-def test_tensors_that_belong_to_a_mode_are_refused_by_name(kind: str, mode: Within) -> None:
-    tensor, plain = KINDS[kind](), torch.ones(2)
-    with pytest.raises(ValueError, match=rf"parameter '1' must .* got one of {kind}"):
-        mode(lambda: ours.average_parameters([plain, tensor], solo()))
-    group: Any = [{"params": [tensor], "param_names": ["weight"]}]
-    with pytest.raises(ValueError, match=rf"parameter 'weight' must .* got one of {kind}"):
-        mode(lambda: ours.PeriodicModelAverager(2, 0, solo()).flush(group))
