@@ -33,7 +33,6 @@ from localsgd.torch.arrays.forms import Form, as_array, once
 from localsgd.torch.arrays.known_buffers import known_rules
 from localsgd.torch.arrays.place import wait_for_devices
 from localsgd.torch.arrays.sharded import check_memory
-from localsgd.torch.comm import write
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class ModuleBuffers:
             target, found = once(tensor.detach()), forms[name].tensor(memory[name])
             # What is one element in memory was one on every rank, and has one average.
             found = found[tuple(slice(extent) for extent in target.shape)]
-            write(found, target)
+            target.copy_(found, non_blocking=True)
         wait_for_devices(tensors.values())
 
     def _joined(self) -> Iterator[tuple[str, Tensor]]:

@@ -38,7 +38,7 @@ def as_array(dtype: torch.dtype) -> np.dtype[Any] | None:
     if known is not None or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         return known
     try:
-        return torch.empty(0, dtype=dtype).numpy().dtype
+        return torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
     except TypeError:
         return None
 

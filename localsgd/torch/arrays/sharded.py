@@ -50,7 +50,7 @@ def check_memory(kind: str, name: str, tensor: Tensor) -> None:
             "of different shards has no meaning; use replicated parameters (as under DDP)"
         )
     owner = owner_of(tensor)
-    # Buffers of inference mode can be read, and written by ``modes.write``.
+    # Buffers of inference mode can be read, and written when detached.
     if owner is not None and not (kind == "buffer" and tensor.is_inference()):
         raise ValueError(
             f"{kind} {name!r} must be a tensor that training can change, got one of {owner}: make "

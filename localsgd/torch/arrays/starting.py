@@ -18,7 +18,6 @@ from localsgd.checks import agreed, difference_of, digest_of
 from localsgd.comm.contract import Array, Communicator
 from localsgd.torch.arrays.forms import Form, once
 from localsgd.torch.arrays.sharded import check_memory
-from localsgd.torch.comm import write
 
 _PIECE_BYTES = 16 << 20
 _EXTRA = "_extra_state"
@@ -99,9 +98,9 @@ def _send(tensor: Tensor, comm: Communicator) -> None:
         sent = _copied(piece)
         comm.broadcast(sent, 0)
         if comm.rank != 0:
-            write(torch.from_numpy(sent), piece)
+            piece.copy_(torch.from_numpy(sent), non_blocking=True)
     if comm.rank != 0 and whole.data_ptr() != laid.data_ptr():
-        write(whole.view(laid.dtype).reshape(laid.shape), laid)
+        laid.copy_(whole.view(laid.dtype).reshape(laid.shape), non_blocking=True)
 
 
 def _laid_out(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from localsgd.torch.comm.communicators import (
     of_host,
     world,
 )
-from localsgd.torch.comm.modes import outside_modes, owner_of, write
+from localsgd.torch.comm.modes import outside_modes, owner_of
 
 __all__ = [
     "ProcessGroup",
@@ -17,5 +17,4 @@ __all__ = [
     "outside_modes",
     "owner_of",
     "world",
-    "write",
 ]

@@ -1,7 +1,7 @@
 """What the adapter does with tensors is the same in every mode that torch may be in.
 
 Torch's modes change what is made and what may be written: tensors of ``inference_mode`` cannot be
-trained, a default device says where new ones are, autocast rounds products, and inside of
+trained, autocast rounds products, and inside of
 ``torch.func`` or a ``FakeTensorMode`` tensors have no memory. They are the user's, for the user's
 computations; whatever moves, makes or averages tensors here runs outside of them.
 """
@@ -32,7 +32,6 @@ def outside_modes() -> Iterator[None]:
             temporarily_clear_interpreter_stack(),
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.device("cpu"),
             torch._C._DisableAutocast(),
         ):
             yield
@@ -41,12 +40,6 @@ def outside_modes() -> Iterator[None]:
             torch._C._set_dispatch_mode(fake)
         # Weights that autocast has rounded already may be others now.
         torch.clear_autocast_cache()
-
-
-def write(values: Tensor, into: Tensor) -> None:
-    """Copies values into a tensor, which may be one of inference mode."""
-    with torch.inference_mode(into.is_inference()):
-        into.detach().copy_(values, non_blocking=True)
 
 
 def owner_of(tensor: Tensor) -> str | None:

@@ -109,7 +109,10 @@ def adopted(comm: Any, within: Within) -> Any:
     model = trainer(comm)
     model.register_parameter("frozen", Parameter(torch.full((3,), 1.0 + comm.rank), False))
     frozen = model.get_parameter("frozen")
+    counts = torch.full((2,), comm.rank, dtype=torch.int32)
+    model.register_buffer("counts", counts)
     found = within(lambda: ours.adopt(model, comm))
+    counts.fill_(comm.rank)
     inner = torch.optim.Adam(model[:3].parameters())  # type: ignore[index]
     averager = ours.PeriodicModelAverager(RARELY, RARELY, comm)
     optimizer = within(
