@@ -26,7 +26,7 @@ def passes(launch: list[str], ranks: int, **env: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("hosts", ["2", "2+1", "4"])
+@pytest.mark.parametrize("hosts", ["2+1", "4"])
 def test_under_mpirun(hosts: str) -> None:
     ranks = sum(map(int, hosts.split("+")))
     launch = [sys.executable, "-m", "localsgd.cli", "run", "-n", str(ranks), "--", sys.executable]
@@ -36,12 +36,10 @@ def test_under_mpirun(hosts: str) -> None:
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-@pytest.mark.parametrize("hosts", ["2", "2+1"])
-def test_under_torchrun(hosts: str) -> None:
-    ranks = sum(map(int, hosts.split("+")))
-    passes([*TORCHRUN, str(ranks)], ranks, LOCALSGD_HOSTS=hosts)
+def test_under_torchrun() -> None:
+    passes([*TORCHRUN, "3"], 3, LOCALSGD_HOSTS="2+1")
 
 
 def test_under_torchrun_that_a_launcher_of_mpi_has_started() -> None:
     """``srun torchrun``: the variables are those of the process of torchrun itself."""
-    passes([*TORCHRUN, "3"], 3, PMIX_RANK="0", PMI_RANK="0", PMI_SIZE="1")
+    passes([*TORCHRUN, "2"], 2, PMIX_RANK="0", PMI_RANK="0", PMI_SIZE="1")
