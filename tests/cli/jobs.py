@@ -33,9 +33,11 @@ def run(
     )
 
 
-def script(tmp_path: Path, body: str) -> str:
+def script(tmp_path: Path, body: str, before: str = "") -> str:
+    """A program for the ranks; ``before`` is what it does before MPI starts."""
     path = tmp_path / "job.py"
-    path.write_text("import json, os, sys\nfrom mpi4py import MPI\nworld = MPI.COMM_WORLD\n" + body)
+    head = "from mpi4py import MPI\nworld = MPI.COMM_WORLD\n"
+    path.write_text(f"import json, os, sys\n{before}{head}{body}")
     return str(path)
 
 

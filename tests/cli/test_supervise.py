@@ -45,15 +45,15 @@ def test_killed_guard_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_user_signal_reaches_the_ranks_and_ends_nothing(tmp_path: Path) -> None:
+    # In every thread: MPI starts some, and they inherit this.
+    before = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
     body = (
-        "import signal\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
         "world.Barrier()\n"
         "os.write(1, b'ready\\n')\n"
         "signal.sigwait([signal.SIGUSR1])\n"
         "os.write(1, b'got it\\n')\n"
     )
-    with started("run", "-n", "2", script(tmp_path, body)) as launcher:
+    with started("run", "-n", "2", script(tmp_path, body, before)) as launcher:
         assert launcher.stdout is not None
         assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
         launcher.send_signal(signal.SIGUSR1)
