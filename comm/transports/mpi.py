@@ -21,6 +21,7 @@ import numpy as np
 from ..contract import RECORD_BYTES, Array, Arrival, Op, Pending
 from ..errors import MismatchError, require_length
 from ..waiting import Mail, Waiter, leave_all
+from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
 _in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
@@ -267,6 +268,6 @@ def _report_and_abort(
     lines = traceback.format_exception(kind, error, trace)
     # In one piece, or what others say comes in between.
     print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    let_be_read(sys.stdout)
+    let_be_read(sys.stderr)
     MPI.COMM_WORLD.Abort(1)
