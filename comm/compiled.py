@@ -13,7 +13,7 @@ from typing import TypeVar
 
 LARGE_BYTES = 1 << 20
 
-Loop = TypeVar("Loop", bound=Callable[..., None])
+Loop = TypeVar("Loop", bound=Callable[..., object])
 
 
 def compiled(loop: Loop) -> Loop | None:

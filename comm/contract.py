@@ -25,6 +25,26 @@ Update: TypeAlias = Callable[[slice, Array], None]
 
 
 @dataclass(frozen=True)
+class Rule:
+    """An update as arithmetic on single numbers, for a compiled loop that does the mean, too.
+
+    It gives the bits that the update gives; a pass takes the one or the other. An update that has
+    a rule has it as its attribute ``rule``.
+
+    Attributes:
+        step: ``step(mean, *kept, *numbers)`` is the tuple of what the kept numbers become, of
+            which the first is the result, too. A plain function of arithmetic that numba compiles.
+        kept: arrays of the caller's, each of the length of this rank's shard and of the buffer's
+            dtype.
+        numbers: what else ``step`` gets, as numbers of that dtype.
+    """
+
+    step: Callable[..., tuple[Any, ...]]
+    kept: Sequence[Array]
+    numbers: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What one rank has moved so far, counted where it moves.
 

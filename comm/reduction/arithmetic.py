@@ -13,13 +13,13 @@ Values of opposite sign near the dtype's maximum overflow, and equal infinities 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contract import Array, Op
+from ..contract import Array, Op, Rule
 from ..dtypes import FLOATS, work_dtype
 from ..errors import NoWeight
 from .mean_loop import compiled_mean, mean_in_place
@@ -84,6 +84,28 @@ class Scratch:
             self.combine(op, parts, weights, parts)
         else:
             loop(*parts, *map(self.work.type, weights[1:]), factor)
+
+    def loop_of(
+        self, op: Op, weights: Sequence[float], rule: Rule | None
+    ) -> Callable[[slice, Sequence[Array]], None] | None:
+        """``loop(place, parts)``: makes every part what a rule makes of their mean; or None.
+
+        ``place`` is where in this rank's shard the parts are.
+        """
+        if rule is None or not self.compiled or op != "mean" or min(weights) <= 0:
+            return None
+        factor, by_division = self._factor(sum(weights))
+        sizes = len(rule.kept), len(rule.numbers)
+        loop = mean_in_place(len(weights), by_division, rule.step, *sizes)
+        if loop is None:
+            return None
+        kept, numbers = rule.kept, [*map(self.work.type, rule.numbers)]
+        before = [*map(self.work.type, weights[1:]), factor]
+
+        def update(place: slice, parts: Sequence[Array]) -> None:
+            loop(*parts, *before, *(array[place] for array in kept), *numbers)
+
+        return update
 
     def _factor(self, total: float) -> tuple[Any, bool]:
         """What divides by ``total`` or, if it gives the same bits, multiplies by its reciprocal."""

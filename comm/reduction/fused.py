@@ -89,9 +89,6 @@ class Pass:
         self.chunks = 0
         self.host_read = self.host_written = 0
         self._job, self._scratch = job, scratch
-        # Nothing comes between combining and writing back.
-        plain = job.op is not None and job.update is None and job.codec is None and not job.mix
-        self._everywhere = plain and job.spread
         self._in_place = job.codec is None and not job.mix
         self._home = topology.host_of[rank]
         self._ranks = topology.hosts[self._home]
@@ -104,6 +101,14 @@ class Pass:
         self._owned = [(i, atom) for i, atom in held if atom.home == self._home]
         self._lent = [(i, atom) for i, atom in held if atom.home != self._home]
         self._wires = Wires(mail, scratch.dtype, job.codec)
+        alone = job.op is not None and job.codec is None and not job.mix and job.spread
+        # A loop that does what comes between combining and writing back, too.
+        self._loop = None
+        if alone and job.op is not None and len(topology.hosts) == 1:
+            rule = getattr(job.update, "rule", None)
+            self._loop = scratch.of_host.loop_of(job.op, self._weights, rule)
+        # Nothing comes between.
+        self._everywhere = alone and (job.update is None or self._loop is not None)
 
     def run(self, local: Sequence[Array]) -> None:
         """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
@@ -163,7 +168,7 @@ class Pass:
                 result = local[self._me][place]
             else:
                 result = self._sum_hosts(local, place, i, atom, index)
-            if job.update is not None and part.start < part.stop:
+            if job.update is not None and self._loop is None and part.start < part.stop:
                 job.update(part, result)
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
             if others:
@@ -225,7 +230,11 @@ class Pass:
         assert self._job.op is not None
         if len(self._host_weights) == 1 and self._everywhere:
             parts = self._parts(local, place)
-            self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
+            if self._loop is None:
+                self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
+            else:
+                part = atom.chunk(index, self.chunks)
+                self._loop(slice(part.start - atom.start, part.stop - atom.start), parts)
             return parts[self._me]
         outs = self._targets(local, place)
         if len(self._host_weights) == 1:

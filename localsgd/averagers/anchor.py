@@ -14,8 +14,7 @@ import numpy as np
 
 from localsgd.arrays import Arena
 from localsgd.checks import checked_count
-from localsgd.comm.compiled import LARGE_BYTES
-from localsgd.comm.contract import Array, Communicator, Update
+from localsgd.comm.contract import Array, Communicator, Rule, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
 
@@ -50,7 +49,6 @@ class Anchor:
             for key in outer.kept:
                 arrays[key] = comm.allocate(longest, wide)[:length]
             self._arrays.append(arrays)
-        self._room = np.empty((2, 0), np.float32)
         self.set(arenas)
 
     def fits(self, arenas: Sequence[Arena]) -> bool:
@@ -73,28 +71,7 @@ class Anchor:
 
     def step(self, index: int) -> Update:
         """An update that takes an outer step of arena number ``index``."""
-        shard, arrays = self._shards[index], self._arrays[index]
-        large = arrays[_ANCHOR].nbytes >= LARGE_BYTES
-        number = self.rounds + 1
-
-        def update(part: slice, mean: Array) -> None:
-            for start in range(part.start, part.stop, _BLOCK):
-                stop = min(start + _BLOCK, part.stop)
-                here = slice(start - shard.start, stop - shard.start)
-                values = mean[start - part.start : stop - part.start]
-                anchor = arrays[_ANCHOR][here]
-                room = self._room_for(work_dtype(mean.dtype), stop - start)
-                wide, old = values, anchor
-                if values.dtype != room.dtype:
-                    wide, old = values.astype(room.dtype), anchor.astype(room.dtype)
-                np.subtract(old, wide, out=room[0])
-                state = {key: arrays[key][here] for key in self._outer.kept}
-                self._outer.update(Block(wide, old, room[0], room[1], state, number, large))
-                if wide is not values:
-                    values[...] = wide
-                anchor[...] = values
-
-        return update
+        return _Step(self._outer, self._shards[index], self._arrays[index], self.rounds + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of this rank's shards."""
@@ -141,7 +118,40 @@ class Anchor:
             for key, array in mine.items():
                 array[...] = theirs[key]
 
-    def _room_for(self, dtype: np.dtype[Any], count: int) -> Array:
-        if self._room.dtype != dtype or self._room.shape[1] < count:
-            self._room = np.empty((2, max(count, _BLOCK)), dtype)
-        return self._room[:, :count]
+
+class _Step:
+    """One outer step of a shard.
+
+    Attributes:
+        rule: the step of single numbers, if the optimizer has one.
+    """
+
+    def __init__(
+        self, outer: OuterOptimizer, shard: slice, arrays: Mapping[str, Array], number: int
+    ) -> None:
+        self._outer, self._shard, self._arrays, self._number = outer, shard, arrays, number
+        self._room = np.empty((2, 0))
+        scalar = outer.scalar_step()
+        kept = [arrays[key] for key in (_ANCHOR, *outer.kept)]
+        # Half precisions are widened in between.
+        same = all(array.dtype == kept[0].dtype for array in kept)
+        self.rule = Rule(scalar[0], kept, scalar[1]) if scalar is not None and same else None
+
+    def __call__(self, part: slice, mean: Array) -> None:
+        for start in range(part.start, part.stop, _BLOCK):
+            stop = min(start + _BLOCK, part.stop)
+            here = slice(start - self._shard.start, stop - self._shard.start)
+            self._step(here, mean[start - part.start : stop - part.start])
+
+    def _step(self, here: slice, values: Array) -> None:
+        wide, anchor = work_dtype(values.dtype), self._arrays[_ANCHOR][here]
+        mean, old = values.astype(wide, copy=False), anchor.astype(wide, copy=False)
+        if self._room.shape[1] < values.size:
+            self._room = np.empty((2, values.size), wide)
+        delta, scratch = self._room[:, : values.size]
+        np.subtract(old, mean, out=delta)
+        state = {key: self._arrays[key][here] for key in self._outer.kept}
+        self._outer.update(Block(mean, old, delta, scratch, state, self._number))
+        if mean is not values:
+            values[...] = mean
+        anchor[...] = values

@@ -11,8 +11,9 @@ written from the mean, so that those which say "take the mean" give its very bit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +34,6 @@ class Block:
         scratch: room for intermediate values.
         state: the arrays that the optimizer keeps, by key, zeros at first; changed in place.
         round: the number of this round, from 1.
-        large: whether the shard is worth a compiled loop.
     """
 
     mean: Array
@@ -42,7 +42,6 @@ class Block:
     scratch: Array
     state: dict[str, Array]
     round: int
-    large: bool = False
 
 
 class OuterOptimizer(ABC):
@@ -61,6 +60,15 @@ class OuterOptimizer(ABC):
     def begin_round(self) -> str:
         """What this round depends on besides the numbers, in words that ranks must have alike."""
         return ""
+
+    def scalar_step(self) -> tuple[Callable[..., tuple[Any, ...]], Sequence[float]] | None:
+        """``update`` for a single number, to be compiled into the loop of a round; None for none.
+
+        A function ``step(mean, anchor, *state, *numbers)`` that gives the tuple of new anchor and
+        new state, by the arithmetic of ``update`` and so with its bits; and the numbers, which get
+        the dtype of the arithmetic. Module functions, since each is compiled once.
+        """
+        return None
 
     @abstractmethod
     def update(self, block: Block) -> None:

@@ -5,10 +5,13 @@ Sources: Douillard et al., DiLoCo (arXiv 2311.08105); the form of momentum is to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 from localsgd.checks import checked_flag, checked_number
-from localsgd.outer.outer_loops import sgd_loop
+from localsgd.outer import scalar_steps
 from localsgd.outer.outer_optimizer import Block, OuterOptimizer, add
 
 
@@ -50,17 +53,19 @@ class SGD(OuterOptimizer):
     def begin_round(self) -> str:
         return f"outer lr {checked_number('lr', self.lr)}"
 
+    def scalar_step(self) -> tuple[Callable[..., tuple[Any, ...]], Sequence[float]]:
+        rest, pull = 1 - self.lr, self.lr * self.momentum
+        if not self.momentum:
+            return scalar_steps.sgd, (rest,)
+        step = scalar_steps.nesterov if self.nesterov else scalar_steps.heavy_ball
+        return step, (rest, self.momentum, pull)
+
     def update(self, block: Block) -> None:
         lr, momentum = self.lr, self.momentum
         if not momentum:
             add(block.mean, 1 - lr, block.delta, block.scratch)
             return
         buffer = block.state["momentum_buffer"]
-        loop = sgd_loop(self.nesterov) if block.large else None
-        if loop is not None:
-            numbers = (1 - lr, momentum, lr * momentum)
-            loop(block.mean, block.delta, buffer, *map(block.mean.dtype.type, numbers))
-            return
         add(block.mean, 1 - lr, block.delta, block.scratch)
         if not self.nesterov:
             block.mean -= np.multiply(buffer, lr * momentum, out=block.scratch)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from localsgd.checks import checked_number
+from localsgd.outer import scalar_steps
 from localsgd.outer.outer_optimizer import Block, OuterOptimizer, add
 
 
@@ -63,6 +64,15 @@ class SlowMo(OuterOptimizer):
     def begin_round(self) -> str:
         self._gamma = self._rate()
         return f"slow momentum at rate {self._gamma}"
+
+    def scalar_step(self) -> tuple[Callable[..., tuple[Any, ...]], Sequence[float]] | None:
+        gamma, rest = self._gamma, 1 - self.alpha
+        if not gamma:
+            return None
+        if not self.beta:
+            return scalar_steps.sgd, (rest,)
+        pull = self.alpha * gamma * self.beta
+        return scalar_steps.slowmo, (rest, gamma, self.beta, pull)
 
     def update(self, block: Block) -> None:
         gamma = self._gamma

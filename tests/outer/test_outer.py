@@ -218,26 +218,6 @@ def test_an_inner_optimizer_as_outer_is_its_own_step_on_the_delta(
         assert arena.flat.tobytes() == reference.flat.tobytes()
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("lr", [0.7, 1.0])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_compiled_step_has_the_bits_of_the_formula(
-    dtype: Any, lr: float, nesterov: bool
-) -> None:
-    random = np.random.default_rng(0)
-    made = outer.SGD(lr, momentum=0.9, nesterov=nesterov)
-    results = []
-    arrays = [random.normal(size=1001).astype(dtype) for _ in range(3)]
-    for large in (False, True):
-        mean, delta, buffer = (array.copy() for array in arrays)
-        block = outer.Block(
-            mean, mean + delta, delta, np.empty_like(mean), {"momentum_buffer": buffer}, 2, large
-        )
-        made.update(block)
-        results.append(mean.tobytes() + buffer.tobytes())
-    assert results[0] == results[1]
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
