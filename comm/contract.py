@@ -25,7 +25,7 @@ Update: TypeAlias = Callable[[slice, Array], None]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ScalarRule:
     """An update as arithmetic on single numbers, for a compiled loop that does the mean, too.
 
     It gives the bits that the update gives; a pass takes the one or the other. An update that has

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contract import Array, Op, Rule
+from ..contract import Array, Op, ScalarRule
 from ..dtypes import FLOATS, work_dtype
 from ..errors import NoWeight
 from .mean_loop import compiled_mean, mean_in_place
@@ -86,7 +86,7 @@ class Scratch:
             loop(*parts, *map(self.work.type, weights[1:]), factor)
 
     def loop_of(
-        self, op: Op, weights: Sequence[float], rule: Rule | None
+        self, op: Op, weights: Sequence[float], rule: ScalarRule | None
     ) -> Callable[[slice, Sequence[Array]], None] | None:
         """``loop(place, parts)``: makes every part what a rule makes of their mean; or None.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from localsgd.arrays import Arena
 from localsgd.checks import checked_count
-from localsgd.comm.contract import Array, Communicator, Rule, Update
+from localsgd.comm.contract import Array, Communicator, ScalarRule, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
 
@@ -135,7 +135,7 @@ class _Step:
         kept = [arrays[key] for key in (_ANCHOR, *outer.kept)]
         # Half precisions are widened in between.
         same = all(array.dtype == kept[0].dtype for array in kept)
-        self.rule = Rule(scalar[0], kept, scalar[1]) if scalar is not None and same else None
+        self.rule = ScalarRule(scalar[0], kept, scalar[1]) if scalar is not None and same else None
 
     def __call__(self, part: slice, mean: Array) -> None:
         for start in range(part.start, part.stop, _BLOCK):

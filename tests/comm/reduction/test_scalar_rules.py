@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from localsgd import Communicator, run_threads
-from localsgd.comm.contract import Array, Rule
+from localsgd.comm.contract import Array, ScalarRule
 
 # Enough for compiled loops, and for several windows of private memory.
 COUNT = 1_000_003
@@ -25,7 +25,7 @@ class Following:
         self._shard = comm.shard(COUNT)
         self.followed = np.arange(COUNT, dtype=np.float32)[self._shard]
         self.blocks = 0
-        self.rule: Rule | None = Rule(follow, [self.followed], [0.3])
+        self.rule: ScalarRule | None = ScalarRule(follow, [self.followed], [0.3])
 
     def __call__(self, part: slice, mean: Array) -> None:
         self.blocks += 1
