@@ -33,8 +33,8 @@ def mean_in_place(
     one for each part but the first, and ``total``, as for ``compiled_mean``. One loop reads and
     writes every part once: a third faster than strips, which fetch each part by fits and starts.
 
-    With the step of a ``ScalarRule`` the parts become its result, and the loop takes so many arrays that
-    it keeps and so many numbers besides, after the total.
+    With the step of a ``ScalarRule`` the parts become its result, and the loop takes so many arrays
+    that it keeps and so many numbers besides, after the total.
     """
     if not count >= 2 or count + kept > _MOST_AT_ONCE:
         return None
