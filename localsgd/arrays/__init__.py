@@ -2,6 +2,7 @@
 
 from localsgd.arrays.arena import Arena, Arenas, FlatArrays, Subset, as_arenas
 from localsgd.arrays.buffers import Buffers, require_equal
+from localsgd.arrays.fragments import Plan, balanced, checked_plan, strided
 from localsgd.arrays.layout import check_arrays
 from localsgd.arrays.rules import (
     Derived,
@@ -18,13 +19,17 @@ __all__ = [
     "Buffers",
     "Derived",
     "FlatArrays",
+    "Plan",
     "Rule",
     "Subset",
     "Variance",
     "WeightedMean",
     "as_arenas",
+    "balanced",
     "check_arrays",
+    "checked_plan",
     "checked_rules",
     "matched_rules",
     "require_equal",
+    "strided",
 ]

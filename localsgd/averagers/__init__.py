@@ -4,14 +4,18 @@ from localsgd.averagers.averager import ModelAverager, agreed_schedule
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.oneshot import average_parameters
+from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.periodic import PeriodicModelAverager
+from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "Companion",
     "GroupSize",
     "HierarchicalModelAverager",
     "ModelAverager",
+    "OverlappedAverager",
     "PeriodicModelAverager",
+    "StreamingAverager",
     "agreed_schedule",
     "average_parameters",
 ]

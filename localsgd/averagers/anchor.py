@@ -8,11 +8,10 @@ each array costs 1/n of the model, and a round sends what a plain average sends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from localsgd.arrays import Arena
 from localsgd.checks import checked_count
 from localsgd.comm.contract import Array, Communicator, ScalarRule, Update
 from localsgd.comm.dtypes import work_dtype
@@ -22,6 +21,19 @@ _ANCHOR = "anchor"
 _BLOCK = 32_768
 
 
+class Flat(Protocol):
+    """Parameters in one buffer, as in an arena."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def flat(self) -> Array: ...
+
+
 class Anchor:
     """The anchors of one model's arenas, and an outer optimizer's state beside them.
 
@@ -29,7 +41,7 @@ class Anchor:
         rounds: how many outer steps were taken.
     """
 
-    def __init__(self, outer: OuterOptimizer, arenas: Sequence[Arena], comm: Communicator) -> None:
+    def __init__(self, outer: OuterOptimizer, arenas: Sequence[Flat], comm: Communicator) -> None:
         """Takes the parameters as they are for the anchor. Collective.
 
         Raises:
@@ -51,11 +63,11 @@ class Anchor:
             self._arrays.append(arrays)
         self.set(arenas)
 
-    def fits(self, arenas: Sequence[Arena]) -> bool:
+    def fits(self, arenas: Sequence[Flat]) -> bool:
         """Whether these are arenas of the same parameters."""
         return self._layouts == [(arena.names, arena.flat.size, arena.dtype) for arena in arenas]
 
-    def set(self, arenas: Sequence[Arena]) -> None:
+    def set(self, arenas: Sequence[Flat]) -> None:
         """Makes the anchor what the parameters are, equal on all ranks; state stays."""
         for arena, shard, arrays in zip(arenas, self._shards, self._arrays, strict=True):
             arrays[_ANCHOR][...] = arena.flat[shard]
@@ -69,9 +81,15 @@ class Anchor:
 
         return update
 
-    def step(self, index: int) -> Update:
-        """An update that takes an outer step of arena number ``index``."""
-        return _Step(self._outer, self._shards[index], self._arrays[index], self.rounds + 1)
+    def step(self, index: int, outer: OuterOptimizer | None = None) -> Update:
+        """An update that takes an outer step of arena number ``index``.
+
+        Args:
+            outer: the optimizer as it was when the round began; None takes it as it is.
+        """
+        return _Step(
+            outer or self._outer, self._shards[index], self._arrays[index], self.rounds + 1
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of this rank's shards."""

@@ -30,7 +30,9 @@ class Ledger:
         uneven: whether workers may run out of data.
     """
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, *, nested: bool = True) -> None:
+        """``nested`` unless the levels are of separate parameters, and none is within another."""
+        self._nested = nested
         self.samples: list[int | None] = [None] * levels
         self.settled = [0] * levels
         self.of_step: int | None = None
@@ -72,7 +74,7 @@ class Ledger:
 
     def settle(self, level: int, step: int) -> None:
         """Begins new accounts after a round: at this level and at those of smaller groups."""
-        for index in range(level, len(self.samples)):
+        for index in range(level, len(self.samples) if self._nested else level + 1):
             self.samples[index], self.settled[index] = None, step
         self.of_step = None
         if level == 0:
@@ -93,7 +95,7 @@ class Ledger:
             TypeError, ValueError: if they do not fit.
         """
         levels = len(self.samples)
-        ledger = Ledger(levels)
+        ledger = Ledger(levels, nested=self._nested)
         ledger.uneven, ledger._last_step = self.uneven, self._last_step
         ledger.skipped = checked_flag("skipped", state_dict["skipped"])
         for key in ("samples", "settled"):

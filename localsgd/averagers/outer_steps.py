@@ -27,13 +27,7 @@ class OuterSteps:
             TypeError: for anything but an outer optimizer.
             MismatchError: on every rank, if they differ.
         """
-
-        def prepare() -> OuterOptimizer | None:
-            if outer is not None and not isinstance(outer, OuterOptimizer):
-                raise TypeError(f"outer must be an optimizer of localsgd.outer, got {outer!r}")
-            return outer
-
-        self.outer = agreed_among(comm, "outer optimizers", prepare, lambda made: [repr(made)])
+        self.outer = agreed_outer(comm, outer)
         self._comm = comm
         self._together = max(
             int(getattr(schedule, name, 0)) for name in ("synchronous_steps", "warmup_steps")
@@ -113,3 +107,18 @@ class OuterSteps:
             self._anchor, self._loaded = None, saved
         else:
             self._anchor.load_state_dict(saved)
+
+
+def agreed_outer(comm: Communicator, outer: OuterOptimizer | None) -> OuterOptimizer | None:
+    """The outer optimizer, once valid and equal on every rank. Collective.
+
+    Raises:
+        TypeError, MismatchError: as ``OuterSteps``.
+    """
+
+    def prepare() -> OuterOptimizer | None:
+        if outer is not None and not isinstance(outer, OuterOptimizer):
+            raise TypeError(f"outer must be an optimizer of localsgd.outer, got {outer!r}")
+        return outer
+
+    return agreed_among(comm, "outer optimizers", prepare, lambda made: [repr(made)])

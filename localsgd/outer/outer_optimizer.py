@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,6 +57,10 @@ class OuterOptimizer(ABC):
     def kept(self) -> tuple[str, ...]:
         """The keys of the arrays that these hyperparameters need."""
         return self.state_keys
+
+    def snapshot(self) -> OuterOptimizer:
+        """This optimizer as it is now, for a round that goes on while it may change."""
+        return copy(self)
 
     def begin_round(self) -> str:
         """What this round depends on besides the numbers, in words that ranks must have alike."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from localsgd.outer.outer_optimizer import Block, OuterOptimizer
 class _Using(OuterOptimizer):
     def __init__(self, rule: optim.Optimizer) -> None:
         self._rule, self._group = rule, rule.param_groups[0]
+
+    def snapshot(self) -> OuterOptimizer:
+        made = copy(self)
+        made._group = dict(self._group)
+        return made
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """When workers average."""
 
 from localsgd.schedules.fixed import Schedule, aligned, every, post_local, when
+from localsgd.schedules.in_turn import Streaming
 
 __all__ = [
     "Schedule",
+    "Streaming",
     "aligned",
     "every",
     "post_local",

@@ -1,0 +1,41 @@
+"""Rounds that nobody waits for: the mean arrives some steps later, and no step is lost.
+
+Source: Zhu et al., DaSGD (arXiv 2006.00441), delayed averaging.
+"""
+
+from __future__ import annotations
+
+from localsgd.averagers.streaming import StreamingAverager
+from localsgd.comm.contract import Communicator
+from localsgd.outer import OuterOptimizer
+
+
+class OverlappedAverager(StreamingAverager):
+    """Delayed averaging: a round of all parameters behind the next ``delay`` steps.
+
+        parameters = parameters + (mean - parameters when the round began)
+
+    so that no local step is lost; workers differ by what they have moved in those steps.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        delay: int,
+        comm: Communicator | None = None,
+        *,
+        outer: OuterOptimizer | None = None,
+        synchronous_steps: int = 0,
+        warmup_steps: int = 0,
+    ) -> None:
+        """Collective; arguments and errors as in ``StreamingAverager``."""
+        super().__init__(
+            period,
+            1,
+            comm,
+            outer=outer,
+            delay=delay,
+            keep_progress=True,
+            synchronous_steps=synchronous_steps,
+            warmup_steps=warmup_steps,
+        )

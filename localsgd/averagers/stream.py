@@ -1,0 +1,135 @@
+"""One fragment's rounds: it leaves, is on its way, and arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from localsgd.arrays import Arena
+from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.fragment import Fragment
+from localsgd.comm import NoWeight
+from localsgd.comm.contract import Communicator, Request, Traffic
+from localsgd.outer import OuterOptimizer
+
+
+class Stream:
+    """One fragment, its anchor, and its round while there is one.
+
+    Attributes:
+        away: whether a round is on its way.
+        held: whether the last was held; False where nobody weighed anything.
+        traffic: what this worker moved for it.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        arenas: Sequence[Arena],
+        comm: Communicator,
+        outer: OuterOptimizer | None,
+    ) -> None:
+        """Takes the parameters as they are for the anchor. Collective.
+
+        Args:
+            names: the parameters of the fragment.
+            outer: makes them after a round; None takes their mean, and there is no anchor.
+        """
+        self._fragment, self._comm = Fragment(names, arenas, comm), comm
+        self._fragment.take(arenas)
+        self._anchor = None if outer is None else Anchor(outer, self._fragment.parts, comm)
+        self._request: Request | None = None
+        self.away, self.held, self.traffic = False, True, Traffic()
+
+    def set_anchor(self, arenas: Sequence[Arena]) -> None:
+        """Makes the anchor what the parameters are, equal on all ranks."""
+        if self._anchor is not None:
+            self._fragment.take(arenas)
+            self._anchor.set(self._fragment.parts)
+
+    def leave(
+        self,
+        arenas: Sequence[Arena],
+        outer: OuterOptimizer | None,
+        weight: float | None,
+        label: str,
+        *,
+        behind: bool,
+        keep_progress: bool,
+    ) -> None:
+        """Begins a round with the parameters as they are. Collective.
+
+        Args:
+            outer: the outer optimizer as it is in this round.
+            behind: whether the round goes on in the background, and ``wait`` raises what it does.
+            keep_progress: whether what the parameters move from here on is added to the result.
+        """
+        self._fragment.take(arenas, keep_progress=keep_progress)
+        parts, anchor = self._fragment.parts, self._anchor
+        updates = [None if anchor is None else anchor.step(i, outer) for i in range(len(parts))]
+
+        def work(group: Communicator) -> None:
+            before = group.traffic
+            for part, update in zip(parts, updates, strict=True):
+                group.allreduce(part.flat, "mean", weight=weight, update=update, label=label)
+            self.traffic = group.traffic - before
+
+        self.held = True
+        if behind:
+            self._request = self._comm.start(work)
+        else:
+            try:
+                work(self._comm)
+            except NoWeight:
+                self.held = False
+        self.away = True
+
+    def wait(self) -> None:
+        """Returns once the round in the background has ended.
+
+        Raises:
+            MismatchError, RankFailure: what it raised, at every call.
+        """
+        if self._request is not None:
+            try:
+                self._request.wait()
+            except NoWeight:
+                self.held = False
+            self._request = None
+
+    def arrive(self, arenas: Sequence[Arena], mixing: float) -> bool:
+        """Brings a fragment that is away back; returns whether there was one, with a round held."""
+        if not self.away:
+            return False
+        self.wait()
+        self.away = False
+        if self.held:
+            self._fragment.give(arenas, mixing)
+            if self._anchor is not None:
+                self._anchor.rounds += 1
+        return self.held
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's part of it; waits for a round that is on its way."""
+        self.wait()
+        return {
+            "anchor": None if self._anchor is None else self._anchor.state_dict(),
+            "away": self._fragment.state() if self.away else None,
+            "held": self.held,
+        }
+
+    def check_state_dict(self, state_dict: Any) -> None:
+        """Raises ValueError if ``load_state_dict`` would, and changes nothing."""
+        if self._anchor is not None:
+            self._anchor.check_state_dict(state_dict["anchor"])
+        if state_dict["away"] is not None:
+            self._fragment.check_state(state_dict["away"])
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Takes over what ``check_state_dict`` has found right; not collective."""
+        self.wait()
+        if self._anchor is not None:
+            self._anchor.load_state_dict(state_dict["anchor"])
+        self.away, self.held = state_dict["away"] is not None, bool(state_dict["held"])
+        if self.away:
+            self._fragment.load_state(state_dict["away"])

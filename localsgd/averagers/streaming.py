@@ -1,0 +1,247 @@
+"""Rounds of fragments, which go on in the background while local steps are taken.
+
+A fragment leaves after a step: its parameters are copied, and their mean and outer step are taken
+behind the next ``delay`` steps. Then it arrives:
+
+    parameters = mixing · parameters + (1 - mixing) · result
+
+Sources: Douillard et al., Streaming DiLoCo (arXiv 2501.18512), Algorithm 2. With ``keep_progress``
+delayed averaging, as in Zhu et al., DaSGD (arXiv 2006.00441): what a worker has moved since its
+parameters left is added to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan
+from localsgd.averagers.averager import ModelAverager
+from localsgd.averagers.companion import Companion
+from localsgd.averagers.ledger import Ledger
+from localsgd.averagers.outer_steps import agreed_outer
+from localsgd.averagers.stream import Stream
+from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
+from localsgd.comm import NON_MEMBER
+from localsgd.comm.contract import Communicator
+from localsgd.outer import OuterOptimizer
+from localsgd.schedules import Streaming
+
+
+class StreamingAverager(ModelAverager):
+    """Averages a model in fragments, each of which takes some steps to come back.
+
+    With one fragment, no delay and no mixing it is ``ModelAverager(every(period))`` to the bit.
+    What is averaged along is so whenever the first fragment leaves. Samples recorded since a
+    fragment last left are its weight.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        fragments: int | Plan,
+        comm: Communicator | None = None,
+        *,
+        outer: OuterOptimizer | None = None,
+        delay: int = 0,
+        mixing: float = 0.0,
+        keep_progress: bool = False,
+        synchronous_steps: int = 0,
+        warmup_steps: int = 0,
+    ) -> None:
+        """Collective: everything must be equal on all ranks.
+
+        Args:
+            period: steps from one round of a fragment to its next.
+            fragments: names of parameters for every fragment, as ``localsgd.fragments`` makes
+                them; a number means so many balanced ones.
+            comm: the workers that take part; None means ``localsgd.world()``.
+            outer: makes a fragment's parameters after a round; None takes their mean.
+            delay: steps for which a round is on its way, at most ``period``.
+            mixing: how much of its own value a worker keeps when a fragment arrives, in [0, 1]:
+                0 throws the steps of the delay away, 1 never communicates in effect.
+            keep_progress: whether the steps of the delay are added to what arrives; no mixing then.
+            synchronous_steps, warmup_steps: as in ``every``; streaming begins after them.
+
+        Raises:
+            TypeError, ValueError: for an argument out of its range.
+            MismatchError: on every rank, if they differ.
+        """
+        comm = workers_of(comm)
+
+        def prepare() -> Streaming:
+            share = checked_number("mixing", mixing)
+            if share > 1:
+                raise ValueError(f"mixing must be at most 1, got {mixing}")
+            if share and checked_flag("keep_progress", keep_progress):
+                raise ValueError(f"keep_progress must have mixing 0, got {mixing}")
+            count = fragments if isinstance(fragments, int) else len(fragments)
+            return Streaming(period, count, delay, synchronous_steps, warmup_steps)
+
+        def words(made: Streaming) -> list[str]:
+            plan = [] if isinstance(fragments, int) else [repr(list(names)) for names in fragments]
+            return [repr(made), f"mixing={mixing}", f"keep_progress={keep_progress}", *plan]
+
+        self.streaming = agreed_among(comm, "fragments", prepare, words)
+        super().__init__(self.streaming, comm)
+        self._plan, self._optimizer = fragments, agreed_outer(comm, outer)
+        self.mixing, self._keeps_progress = float(mixing), keep_progress and delay > 0
+        self._ledger = Ledger(self.streaming.fragments, nested=False)
+        self._streams: list[Stream] = []
+        self._loaded: Sequence[Any] | None = None
+
+    @property
+    def outer(self) -> OuterOptimizer | None:
+        return self._optimizer
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are fragments."""
+        return bool(self._streams)
+
+    def begin(self, params: Arenas) -> None:
+        """Cuts the model into fragments, whose anchors are the parameters as they are. Collective.
+
+        Raises:
+            ValueError: if the plan does not fit the parameters; on every rank.
+        """
+        if self.comm is NON_MEMBER:
+            return
+        arenas = as_arenas(params)
+        plan = agreed_among(
+            self.comm,
+            "fragments",
+            lambda: checked_plan(arenas, self._plan),
+            lambda made: [repr(names) for names in made],
+        )
+        self._streams = [Stream(names, arenas, self.comm, self._optimizer) for names in plan]
+        if self._loaded is not None:
+            self._take_over(self._loaded)
+            self._loaded = None
+
+    def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
+        """Counts one local step; lets fragments that are due arrive, and others leave.
+
+        As ``ModelAverager.average_parameters``, but that workers differ while fragments are on
+        their way, and by ``mixing`` after it.
+
+        Returns:
+            Whether a fragment has arrived or left.
+        """
+        if self.comm is NON_MEMBER:
+            self.step += 1
+            return False
+        arenas, step = as_arenas(params), self.step + 1
+        if not self.begun:
+            self.begin(arenas)
+        delay = self.streaming.delay
+        if self.streaming.of_all(step):
+            self._average_all(arenas, along, step)
+        for index in self.streaming.arriving(step) if delay else ():
+            self._arrive(self._streams[index], arenas, self.mixing)
+        for index in self.streaming.leaving(step):
+            self._leave(index, arenas, along, "round", step, behind=delay > 0)
+            if not delay:
+                self._arrive(self._streams[index], arenas, self.mixing)
+        self.step = step
+        self._ledger.of_step = None
+        return self.streaming.due(step)
+
+    def flush(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
+        """Lets everything on its way arrive, then holds a round of every fragment, undelayed.
+
+        All workers are equal afterwards. Counts no step.
+        """
+        if self.comm is NON_MEMBER:
+            return False
+        arenas = as_arenas(params)
+        if not self.begun:
+            self.begin(arenas)
+        self.land(arenas)
+        held = False
+        for index, stream in enumerate(self._streams):
+            self._leave(index, arenas, along, "flush", self.step, behind=False)
+            held = self._arrive(stream, arenas, 0.0) or held
+        return held
+
+    def land(self, params: Arenas) -> None:
+        """Waits for what is on its way, and lets it arrive now. Not collective."""
+        for stream in self._streams:
+            self._arrive(stream, as_arenas(params), self.mixing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``ModelAverager.state_dict``, with the fragments; waits for those on their way."""
+        state = super().state_dict()
+        if self._loaded is not None:
+            return {**state, "fragments": self._loaded}
+        saved = [stream.state_dict() for stream in self._streams]
+        return {**state, "fragments": saved or None}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping) or "fragments" not in state_dict:
+            raise ValueError(
+                f"a streaming averager's state must have 'fragments', got {state_dict!r}"
+            )
+        saved = state_dict["fragments"]
+        if saved is not None and len(saved) != self.streaming.fragments:
+            raise ValueError(
+                f"saved fragments must be {self.streaming.fragments}, got {len(saved)}"
+            )
+        if saved is not None and self.begun:
+            self._check(saved)
+        super().load_state_dict(state_dict)
+        if saved is not None and self.begun:
+            self._take_over(saved)
+        else:
+            self._streams, self._loaded = [], saved
+
+    def _average_all(self, arenas: Sequence[Arena], along: Sequence[Companion], step: int) -> None:
+        """A round of all parameters, before streaming; the anchors are where it ends."""
+        self._round(arenas, self.comm, along, "round", step)
+        for index, stream in enumerate(self._streams):
+            self._ledger.settle(index, step)
+            stream.set_anchor(arenas)
+
+    def _leave(
+        self,
+        index: int,
+        arenas: Sequence[Arena],
+        along: Sequence[Companion],
+        kind: str,
+        step: int,
+        *,
+        behind: bool,
+    ) -> None:
+        weight = self._ledger.weight(index, step)
+        outer = None if self._optimizer is None else self._optimizer.snapshot()
+        words = [f"{kind} of fragment {index} after step {step}"]
+        if outer is not None:
+            words.append(outer.begin_round())
+        if index == 0:
+            # Before the fragment leaves, since whatever comes after that waits for it.
+            for companion in along:
+                companion.ready(self.comm, weight)
+            for companion in along:
+                companion.join(self.comm, weight)
+            words += [companion.words for companion in along]
+        label = ", ".join(word for word in words if word)
+        self._streams[index].leave(
+            arenas, outer, weight, label, behind=behind, keep_progress=self._keeps_progress
+        )
+        self._ledger.settle(index, step)
+
+    def _arrive(self, stream: Stream, arenas: Sequence[Arena], mixing: float) -> bool:
+        held = stream.arrive(arenas, mixing)
+        if held:
+            self.rounds += 1
+            self.traffic += stream.traffic
+        return held
+
+    def _check(self, saved: Sequence[Any]) -> None:
+        for stream, state in zip(self._streams, saved, strict=True):
+            stream.check_state_dict(state)
+
+    def _take_over(self, saved: Sequence[Any]) -> None:
+        self._check(saved)
+        for stream, state in zip(self._streams, saved, strict=True):
+            stream.load_state_dict(state)
