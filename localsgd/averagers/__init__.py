@@ -2,6 +2,7 @@
 
 from localsgd.averagers.averager import ModelAverager, agreed_schedule
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
@@ -10,6 +11,7 @@ from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "Companion",
+    "ElasticAverager",
     "GroupSize",
     "HierarchicalModelAverager",
     "ModelAverager",

@@ -72,6 +72,17 @@ class Anchor:
         for arena, shard, arrays in zip(arenas, self._shards, self._arrays, strict=True):
             arrays[_ANCHOR][...] = arena.flat[shard]
 
+    def values(self, index: int, part: slice) -> Array:
+        """The anchor of some elements of arena number ``index``, all of this rank's shard."""
+        start = self._shards[index].start
+        return self._arrays[index][_ANCHOR][part.start - start : part.stop - start]
+
+    def gather(self, index: int, flat: Array) -> None:
+        """Brings the whole anchor of arena number ``index`` to a buffer. Collective."""
+        shard = self._shards[index]
+        flat[shard] = self.values(index, shard)
+        self._comm.allgather(flat)
+
     def follow(self, index: int) -> Update:
         """An update that takes the mean of arena number ``index`` for the anchor."""
         shard, anchor = self._shards[index], self._arrays[index][_ANCHOR]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.companion import Companion
@@ -25,6 +25,7 @@ from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
 S = TypeVar("S", bound=Schedule)
+Kind: TypeAlias = Literal["round", "flush"]
 
 
 class ModelAverager(Weighing):
@@ -224,6 +225,12 @@ class ModelAverager(Weighing):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
 
+    def _updates(
+        self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int
+    ) -> tuple[Sequence[Update | None], str, float]:
+        """What a round does with the mean of every arena: update, words to compare, and mix."""
+        return (*self._outer.updates(arenas, group, step), self.mix)
+
     def _mean(self, flat: Array) -> None:
         try:
             self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
@@ -241,11 +248,11 @@ class ModelAverager(Weighing):
         arenas: Sequence[Arena],
         group: Communicator,
         along: Sequence[Companion],
-        kind: str,
+        kind: Kind,
         step: int,
     ) -> bool:
         before, weight = group.traffic, self._weight(group, step)
-        updates, words = self._outer.updates(arenas, group, step)
+        updates, words, mix = self._updates(arenas, group, kind, step)
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
         label = ", ".join(part for part in parts if part)
         for companion in along:
@@ -257,7 +264,7 @@ class ModelAverager(Weighing):
                     "mean",
                     weight=weight,
                     update=update or self.update_of(index, arena),
-                    mix=self.mix,
+                    mix=mix,
                     label=label,
                 )
         except NoWeight:

@@ -48,6 +48,16 @@ class OuterSteps:
                 self._anchor.load_state_dict(self._loaded)
                 self._loaded = None
 
+    @property
+    def anchor(self) -> Anchor | None:
+        """What the workers agreed on last; None before training has begun."""
+        return self._anchor
+
+    @property
+    def together(self) -> int:
+        """The number of steps at first in which rounds take the mean."""
+        return self._together
+
     def ends_synchrony(self, step: int) -> bool:
         """Whether a round must follow this step so that the anchor is where local steps begin."""
         return self.outer is not None and step == self._together > 0

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan
-from localsgd.averagers.averager import ModelAverager
+from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.outer_steps import agreed_outer
@@ -207,7 +207,7 @@ class StreamingAverager(ModelAverager):
         index: int,
         arenas: Sequence[Arena],
         along: Sequence[Companion],
-        kind: str,
+        kind: Kind,
         step: int,
         *,
         behind: bool,

@@ -1,0 +1,110 @@
+"""Elastic averaging: workers and a centre pull at each other, and are never equal.
+
+Source: Zhang, Choromanska and LeCun, Deep learning with elastic averaging SGD (arXiv 1412.6651),
+the synchronous form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.checks import agreed_among, checked_number, workers_of
+from localsgd.comm import NON_MEMBER
+from localsgd.comm.contract import Array, Communicator, Update
+from localsgd.outer import SGD
+from localsgd.schedules import Schedule
+
+
+class ElasticAverager(ModelAverager):
+    """In a round every worker moves towards the centre, and the centre towards their mean.
+
+        parameters = parameters - alpha (parameters - centre)
+        centre     = centre + beta (mean of the parameters - centre)
+
+    both with what was before the round. The centre is what is evaluated: ``flush`` moves it once
+    more and gives it to all workers, and ``mean_of`` is it. It begins where local steps begin, and
+    is sharded over the ranks.
+
+    Attributes:
+        alpha, beta: the moving rates of the workers and of the centre.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        comm: Communicator | None = None,
+        *,
+        beta: float = 0.9,
+        alpha: float | None = None,
+    ) -> None:
+        """Collective: everything must be equal on all ranks.
+
+        Args:
+            schedule: when rounds are due.
+            comm: the workers that take part; None means ``localsgd.world()``.
+            beta: how far the centre goes to the mean, in (0, 1].
+            alpha: how far a worker goes to the centre, in (0, 1]; None for ``beta`` over the
+                number of workers, with which the force is symmetric.
+
+        Raises:
+            TypeError, ValueError: for a number out of its range.
+            MismatchError: on every rank, if they differ.
+        """
+        comm = workers_of(comm)
+
+        def prepare() -> tuple[float, float]:
+            of_centre = _checked_rate("beta", beta)
+            workers = 1 if comm is NON_MEMBER else comm.size
+            return _checked_rate(
+                "alpha", of_centre / workers if alpha is None else alpha
+            ), of_centre
+
+        rates = agreed_among(comm, "moving rates", prepare, lambda made: [repr(made)])
+        self.alpha, self.beta = rates
+        super().__init__(schedule, comm, outer=SGD(self.beta))
+
+    def mean_of(self, params: Arenas) -> dict[str, Array]:
+        """The centre, as a new array for every parameter; collective."""
+        found: dict[str, Array] = {}
+        for index, arena in enumerate(as_arenas(params)):
+            flat = arena.flat.copy()
+            if self.comm is not NON_MEMBER:
+                self._centre().gather(index, flat)
+            found.update(arena.layout.views(flat))
+        return found
+
+    def _updates(
+        self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int
+    ) -> tuple[Sequence[Update | None], str, float]:
+        updates, words, _ = super()._updates(arenas, group, kind, step)
+        if kind == "flush" or step <= self._outer.together:
+            return updates, words, 0.0
+        pulling = [self._pulling(index, update) for index, update in enumerate(updates)]
+        return pulling, words, 1 - self.alpha
+
+    def _pulling(self, index: int, update: Update | None) -> Update:
+        """Moves the centre, and gives the workers where it was."""
+        assert update is not None
+        centre = self._centre()
+
+        def pull(part: slice, mean: Array) -> None:
+            before = centre.values(index, part).copy()
+            update(part, mean)
+            mean[...] = before
+
+        return pull
+
+    def _centre(self) -> Anchor:
+        if self._outer.anchor is None:
+            raise ValueError("begin(params) must be called before there is a centre, got none")
+        return self._outer.anchor
+
+
+def _checked_rate(name: str, value: float) -> float:
+    rate = checked_number(name, value)
+    if not 0 < rate <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+    return rate
