@@ -3,9 +3,12 @@
 from localsgd import lr, optim, outer
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
+    ElasticAverager,
     HierarchicalModelAverager,
     ModelAverager,
+    OverlappedAverager,
     PeriodicModelAverager,
+    StreamingAverager,
     average_parameters,
 )
 from localsgd.comm import (
@@ -21,28 +24,45 @@ from localsgd.comm import (
 )
 from localsgd.data import RandomStreams, ShardSampler
 from localsgd.gradients import GradientStage
-from localsgd.methods import LocalSGD
+from localsgd.methods import (
+    EASGD,
+    SCAFFOLD,
+    DiLoCo,
+    LocalSGD,
+    OverlappedSGD,
+    SlowMo,
+    StreamingDiLoCo,
+)
 from localsgd.schedules import Schedule, aligned, every, post_local, when
 from localsgd.training import PostLocalSGDOptimizer
 
 __all__ = [
+    "EASGD",
     "NON_MEMBER",
+    "SCAFFOLD",
     "Arena",
     "Buffers",
     "Communicator",
     "Derived",
+    "DiLoCo",
+    "ElasticAverager",
     "FlatArrays",
     "GradientStage",
     "HierarchicalModelAverager",
     "LocalSGD",
     "MismatchError",
     "ModelAverager",
+    "OverlappedAverager",
+    "OverlappedSGD",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
     "RandomStreams",
     "RankFailure",
     "Schedule",
     "ShardSampler",
+    "SlowMo",
+    "StreamingAverager",
+    "StreamingDiLoCo",
     "Subset",
     "Topology",
     "Traffic",

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "methods": {
         *("comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
-        "training",
+        *("optim", "outer", "training"),
     },
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
@@ -64,8 +64,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "comm.contract", "checks", "averagers", "training", "torch.comm"),
         *("torch.arrays", "torch.averagers", "torch.gradients"),
     },
+    "torch.methods": {
+        *("arrays", "training", "methods", "torch.comm", "torch.arrays", "torch.averagers"),
+        "torch.training",
+    },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),
+        "torch.methods",
     },
 }
 # Files that other rooms import by name. The face of transports must not load MPI.

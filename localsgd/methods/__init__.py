@@ -1,7 +1,24 @@
 """Front doors: an algorithm of the literature in one line."""
 
+from localsgd.methods import recipes
+from localsgd.methods.delayed import OverlappedSGD
+from localsgd.methods.diloco import DiLoCo, StreamingDiLoCo
+from localsgd.methods.easgd import EASGD
+from localsgd.methods.front_door import FrontDoor
 from localsgd.methods.local_sgd import LocalSGD
+from localsgd.methods.recipes import Recipe
+from localsgd.methods.scaffold import SCAFFOLD
+from localsgd.methods.slow_momentum import SlowMo
 
 __all__ = [
+    "EASGD",
+    "SCAFFOLD",
+    "DiLoCo",
+    "FrontDoor",
     "LocalSGD",
+    "OverlappedSGD",
+    "Recipe",
+    "SlowMo",
+    "StreamingDiLoCo",
+    "recipes",
 ]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from localsgd.arrays import Buffers
-from localsgd.averagers import ModelAverager, agreed_schedule
-from localsgd.checks import checked_count, workers_of
-from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
-from localsgd.schedules import Schedule, every
-from localsgd.training import InnerOptimizer, Policy, PostLocalSGDOptimizer
+from localsgd.methods.front_door import FrontDoor
+from localsgd.methods.recipes import local_sgd
+from localsgd.training import InnerOptimizer, Policy
 
 
-class LocalSGD(PostLocalSGDOptimizer):
+class LocalSGD(FrontDoor):
     """Local SGD with any inner optimizer: every ``period`` steps the workers average.
 
     >>> import numpy as np
@@ -24,8 +23,6 @@ class LocalSGD(PostLocalSGDOptimizer):
     >>> params["w"]
     array([-0.5, -1. , -1.5])
     """
-
-    averager: ModelAverager
 
     def __init__(
         self,
@@ -54,28 +51,13 @@ class LocalSGD(PostLocalSGDOptimizer):
             MismatchError: on every rank, if the numbers differ or those of another rank are
                 invalid.
         """
-        if not isinstance(optim, InnerOptimizer):
-            raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
-        if comm is None and optim.arenas:
-            comm = optim.arenas[0].comm
-        comm = workers_of(comm)
-
-        def prepare() -> Schedule:
-            together = checked_count("synchronous_steps", synchronous_steps, at_least=0)
-            if gradients is not None:
-                return every(period, warmup_steps=together)
-            return every(period, synchronous_steps=together)
-
-        averager = ModelAverager(agreed_schedule(comm, prepare), comm)
         super().__init__(
-            optim, averager, gradients=gradients, state=state, buffers=buffers, rate=rate
+            optim,
+            local_sgd(period),
+            synchronous_steps=synchronous_steps,
+            comm=comm,
+            gradients=gradients,
+            state=state,
+            buffers=buffers,
+            rate=rate,
         )
-
-    def record_samples(self, count: int) -> None:
-        """Adds to the samples seen since the last round (``ModelAverager.record_samples``)."""
-        self.averager.record_samples(count)
-
-    def mean(self) -> dict[str, Array]:
-        """The workers' mean parameters, for evaluating; theirs stay as they are. Collective."""
-        self._tell("mean")
-        return self.averager.mean_of(self.optim.arenas)

@@ -4,7 +4,7 @@ from localsgd.outer.bmuf import BMUF
 from localsgd.outer.fedopt import Adagrad, Adam, Yogi
 from localsgd.outer.outer_optimizer import Block, OuterOptimizer
 from localsgd.outer.sgd import SGD
-from localsgd.outer.slowmo import SlowMo
+from localsgd.outer.slowmo import HasGroups, SlowMo
 from localsgd.outer.using import using
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Block",
+    "HasGroups",
     "OuterOptimizer",
     "SlowMo",
     "Yogi",

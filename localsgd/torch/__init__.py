@@ -12,16 +12,30 @@ from localsgd.torch.averagers import (
 )
 from localsgd.torch.comm import communicator, world
 from localsgd.torch.gradients import GradientStage, PostLocalSGDState, post_localSGD_hook
+from localsgd.torch.methods import (
+    EASGD,
+    DiLoCo,
+    LocalSGD,
+    OverlappedSGD,
+    SlowMo,
+    StreamingDiLoCo,
+)
 from localsgd.torch.training import PostLocalSGDOptimizer
 
 __all__ = [
+    "EASGD",
     "CoreAverager",
+    "DiLoCo",
     "GradientStage",
     "HierarchicalModelAverager",
+    "LocalSGD",
     "ModelAverager",
+    "OverlappedSGD",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
     "PostLocalSGDState",
+    "SlowMo",
+    "StreamingDiLoCo",
     "adopt",
     "average_parameters",
     "average_parameters_or_parameter_groups",
