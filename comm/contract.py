@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .codecs import Codec
+from .codecs import Codec, PlacedCodec
 from .topology import Topology
 
 Array: TypeAlias = NDArray[Any]
@@ -193,13 +193,19 @@ class Communicator(Protocol):
         Hosts get equal parts and the ranks of a host equal parts of theirs.
         """
 
+    def held(self, count: int) -> Sequence[slice]:
+        """The parts of a buffer of that length that this rank combines for its host, rising.
+
+        Its shard is one of them; those of a host's ranks are all of the buffer. Not collective.
+        """
+
     def allreduce(
         self,
         buffer: Array,
         op: Op,
         *,
         weight: float | None = None,
-        codec: Codec | None = None,
+        codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
         label: str = "",
@@ -229,7 +235,7 @@ class Communicator(Protocol):
         op: Op,
         *,
         weight: float | None = None,
-        codec: Codec | None = None,
+        codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
     ) -> None:
         """As ``allreduce``, but only this rank's ``buffer[shard]`` ends with the result.
@@ -237,7 +243,7 @@ class Communicator(Protocol):
         The rest of the buffer is unspecified, and may be written at once.
         """
 
-    def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
+    def allgather(self, buffer: Array, *, codec: Codec | PlacedCodec | None = None) -> None:
         """Every rank's ``buffer[shard]`` reaches every rank."""
 
     def broadcast(self, buffer: Array, root: int) -> None:

@@ -17,7 +17,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .codecs import Codec
+from .codecs import Codec, PlacedCodec
 from .contract import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
 from .errors import require_length
 from .meeting import (
@@ -34,7 +34,7 @@ from .meeting import (
 )
 from .memory import CannotMap, Regions, share
 from .nonmember import NON_MEMBER
-from .reduction import Job, Reducer, Reductions, shard
+from .reduction import Job, Reducer, Reductions, held, shard
 from .topology import Topology
 from .waiting import DIRECT, GATHERED, Background, Clock, Mail, Waiter, leave_at_exit
 
@@ -163,13 +163,17 @@ class Group:
         arguments.whole_number("count", count, at_least=0)
         return shard(count, self.topology, self.rank)
 
+    def held(self, count: int) -> Sequence[slice]:
+        arguments.whole_number("count", count, at_least=0)
+        return held(count, self.topology, self.rank)
+
     def allreduce(
         self,
         buffer: Array,
         op: Op,
         *,
         weight: float | None = None,
-        codec: Codec | None = None,
+        codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
         label: str = "",
@@ -183,17 +187,17 @@ class Group:
         op: Op,
         *,
         weight: float | None = None,
-        codec: Codec | None = None,
+        codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
     ) -> None:
         with self._collective:
             self._reductions.reduce("reduce_scatter", buffer, op, weight, codec, update)
 
-    def allgather(self, buffer: Array, *, codec: Codec | None = None) -> None:
+    def allgather(self, buffer: Array, *, codec: Codec | PlacedCodec | None = None) -> None:
         with self._collective:
             with self._own_errors:
                 arguments.buffer("buffer", buffer)
-                arguments.codec(codec)
+                arguments.codec(codec, buffer)
             self._entrance.enter(self._reducer.describe(Header("allgather"), buffer, codec))
             self._reductions.run(Job(None, [1.0] * self.size, codec), buffer)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..codecs import Codec
+from ..codecs import Codec, PlacedCodec, check
 from ..contract import Array
 from ..dtypes import DTYPES, FLOATS, OPS
 
@@ -63,10 +63,13 @@ def mix(value: float, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"mix needs a floating-point buffer, got {dtype.name}")
 
 
-def codec(value: object) -> None:
-    """Requires what can encode blocks of numbers, or None."""
-    if value is not None and not isinstance(value, Codec):
+def codec(value: object, buffer: Array) -> None:
+    """Requires what can encode the buffer's numbers, or None."""
+    if value is None:
+        return
+    if not isinstance(value, Codec | PlacedCodec):
         raise TypeError(f"codec must be a Codec, as FLOAT16 is, got {value!r}")
+    check(value, buffer.dtype, buffer.size)
 
 
 def label(value: str) -> None:

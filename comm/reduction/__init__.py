@@ -3,7 +3,7 @@
 from .calls import Reductions
 from .fused import Job
 from .native import ReducingTransport
-from .plan import shard
+from .plan import held, shard
 from .route import Reducer
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "Reducer",
     "ReducingTransport",
     "Reductions",
+    "held",
     "shard",
 ]

@@ -14,7 +14,7 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
-from ..codecs import Codec
+from ..codecs import Codec, PlacedCodec
 from ..contract import Array, Op, Transport, Update
 from ..meeting import Entrance, Header, OwnErrors, Prepared, arguments, header
 from .arithmetic import scaled_weights
@@ -72,7 +72,7 @@ class Reductions:
         buffer: Array,
         op: Op,
         weight: float | None,
-        codec: Codec | None,
+        codec: Codec | PlacedCodec | None,
         update: Update | None,
         mix: float = 0.0,
         label: str = "",
@@ -87,7 +87,7 @@ class Reductions:
                 arguments.buffer("buffer", buffer)
                 arguments.operation(op, buffer.dtype, weight)
                 arguments.mix(mix, buffer.dtype)
-                arguments.codec(codec)
+                arguments.codec(codec, buffer)
                 arguments.update(update)
                 arguments.label(label)
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codecs import Codec
+from ..codecs import Codec, PlacedCodec
 from ..contract import Array, Op, Update
 from ..topology import Topology
 from ..waiting import BEHIND, MEAN, RESULT, Mail
@@ -49,7 +49,7 @@ class Job:
 
     op: Op | None
     weights: Sequence[float]
-    codec: Codec | None = None
+    codec: Codec | PlacedCodec | None = None
     update: Update | None = None
     mix: float = 0.0
     spread: bool = True
@@ -152,7 +152,8 @@ class Pass:
         if self._host_weights[self._home] > 0:
             for i, atom in self._lent:
                 values = self._of_host(local, where(i, index), keep=True)
-                self._wires.post(self._wires.encoded(values), atom.owner, MEAN, index)
+                message = self._wires.encoded(values, atom.chunk(index, self.chunks), "values")
+                self._wires.post(message, atom.owner, MEAN, index)
 
     def _combine(self, local: Sequence[Array], where: Where, index: int) -> None:
         job = self._job
@@ -173,9 +174,9 @@ class Pass:
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
             if others:
                 # A mixed result lies in scratch memory, any other where it stays.
-                message = self._wires.encoded(result.copy() if job.mix else result)
+                message = self._wires.encoded(result.copy() if job.mix else result, part, "result")
                 if job.codec is not None:
-                    job.codec.decode(message, result)
+                    result[...] = self._wires.decoded(message, part, "result")
                 for holder in others:
                     self._wires.post(message, holder, RESULT, index)
             if self._everywhere:
@@ -185,7 +186,8 @@ class Pass:
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
         for i, atom in self._lent if self._job.spread else ():
-            result = self._wires.arrived((i, index, atom.home))
+            part = atom.chunk(index, self.chunks)
+            result = self._wires.arrived((i, index, atom.home), part, "result")
             self._write(local, where(i, index), result, is_mine=self._in_place)
         self._wires.finish(RESULT, index)
 
@@ -239,15 +241,23 @@ class Pass:
         outs = self._targets(local, place)
         if len(self._host_weights) == 1:
             return self._sum_host(local, place, outs)
+        part = atom.chunk(index, self.chunks)
         means = [
-            self._of_host(local, place)
+            self._own_mean(local, place, part)
             if host == self._home
-            else self._wires.arrived((i, index, host))
+            else self._wires.arrived((i, index, host), part, "values")
             for host, weight in enumerate(self._host_weights)
             if weight > 0
         ]
         weights = [weight for weight in self._host_weights if weight > 0]
         return self._scratch.of_hosts.combine(self._job.op, means, weights, outs)
+
+    def _own_mean(self, local: Sequence[Array], place: slice, part: slice) -> Array:
+        """This host's values combined, as the other hosts' are where a codec treats them alike."""
+        values = self._of_host(local, place)
+        if not self._wires.treats_hosts_alike:
+            return values
+        return self._wires.decoded(self._wires.encoded(values, part, "values"), part, "values")
 
     def _write(
         self, local: Sequence[Array], place: slice, result: Array, *, is_mine: bool = False

@@ -48,6 +48,13 @@ def shard(count: int, topology: Topology, rank: int) -> slice:
     return _piece(part.start, part.stop, ranks.index(rank), len(ranks))
 
 
+def held(count: int, topology: Topology, rank: int) -> list[slice]:
+    """The parts of a buffer of ``count`` elements that ``rank`` holds, one for each host."""
+    ranks = topology.neighbours(rank)
+    parts = (_piece(0, count, host, len(topology.hosts)) for host in range(len(topology.hosts)))
+    return [_piece(part.start, part.stop, ranks.index(rank), len(ranks)) for part in parts]
+
+
 @lru_cache(maxsize=256)
 def atoms(count: int, topology: Topology) -> tuple[Atom, ...]:
     """The atoms of a buffer of ``count`` elements, in order; none is empty."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codecs import Codec
+from ..codecs import Codec, PlacedCodec
 from ..compiled import LARGE_BYTES
 from ..contract import Array, Op
 from ..meeting import SMALL_BYTES, Board, Entrance, Header
@@ -54,7 +54,9 @@ class Reducer:
         self._staging: tuple[Array, ...] | None = None
         self._broken: list[Pass] = []
 
-    def describe(self, call: Header, buffer: Array, codec: Codec | None = None) -> Header:
+    def describe(
+        self, call: Header, buffer: Array, codec: Codec | PlacedCodec | None = None
+    ) -> Header:
         """The header of a call on a buffer, completed by what is known of the buffer."""
         region = self._regions.find(buffer, self._neighbours)
         return call._replace(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..codecs import Codec
+from ..codecs import Codec, PlacedCodec, Way, at
 from ..contract import Array, Pending
 from ..waiting import Mail
 
@@ -21,34 +21,45 @@ class _Message:
     """Memory, the pieces of it that are under way, and the rank at the other end.
 
     Attributes:
-        length: how many elements it stands for.
     """
 
     data: Array
     pieces: Sequence[Pending]
     peer: int
-    length: int
 
 
 class Wires:
     """The messages of one pass, by what they are for."""
 
-    def __init__(self, mail: Mail, dtype: np.dtype[Any], codec: Codec | None) -> None:
+    def __init__(self, mail: Mail, dtype: np.dtype[Any], codec: Codec | PlacedCodec | None) -> None:
         self._mail, self._dtype, self._codec = mail, dtype, codec
         self._incoming: dict[Key, _Message] = {}
         self._outgoing: dict[tuple[int, int], list[_Message]] = {}
 
-    def encoded(self, values: Array) -> Array:
-        """A message with the values: they themselves, if there is no codec."""
+    @property
+    def treats_hosts_alike(self) -> bool:
+        """Whether the owner's host, too, adds to a sum what its values decode to."""
+        return isinstance(self._codec, PlacedCodec)
+
+    def encoded(self, values: Array, part: slice, way: Way) -> Array:
+        """A message with the values of a part of the buffer: they themselves without a codec."""
         if self._codec is None:
             return values
         message = np.empty(self._codec.encoded_bytes(values.size), np.uint8)
-        self._codec.encode(values, message)
+        at(self._codec, part, way).encode(values, message)
         return message
+
+    def decoded(self, message: Array, part: slice, way: Way) -> Array:
+        """What ``encoded`` wrote, as everyone reads it."""
+        if self._codec is None:
+            return message
+        values = np.empty(part.stop - part.start, self._dtype)
+        at(self._codec, part, way).decode(message, values)
+        return values
 
     def post(self, data: Array, dest: int, tag: int, index: int) -> None:
         """Begins to send for chunk ``index``; ``data`` must stay as it is until ``finish``."""
-        message = _Message(data, self._mail.send(data, dest, tag), dest, data.size)
+        message = _Message(data, self._mail.send(data, dest, tag), dest)
         self._outgoing.setdefault((tag, index), []).append(message)
 
     def finish(self, tag: int, index: int) -> None:
@@ -67,14 +78,10 @@ class Wires:
         else:
             data = np.empty(self._codec.encoded_bytes(length), np.uint8)
         pieces = self._mail.receive(data, source, tag)
-        self._incoming[key] = _Message(data, pieces, source, length)
+        self._incoming[key] = _Message(data, pieces, source)
 
-    def arrived(self, key: Key) -> Array:
+    def arrived(self, key: Key, part: slice, way: Way) -> Array:
         """What was expected, decoded, once it is here."""
         message = self._incoming.pop(key)
         self._mail.wait(message.pieces, message.peer)
-        if self._codec is None:
-            return message.data
-        values = np.empty(message.length, self._dtype)
-        self._codec.decode(message.data, values)
-        return values
+        return self.decoded(message.data, part, way)

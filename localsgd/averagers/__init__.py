@@ -1,6 +1,7 @@
 """What becomes of the workers' average."""
 
-from localsgd.averagers.averager import ModelAverager, agreed_schedule
+from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager

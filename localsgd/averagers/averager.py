@@ -10,21 +10,22 @@ cache-sized blocks before it is written back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.outer_steps import OuterSteps
 from localsgd.averagers.weighing import Weighing
-from localsgd.checks import agreed_among, caller_level, checked_count, words_of, workers_of
-from localsgd.comm import NON_MEMBER, NoWeight
+from localsgd.checks import caller_level, checked_count, words_of, workers_of
+from localsgd.comm import NON_MEMBER, Codec, NoWeight
 from localsgd.comm.contract import Array, Communicator, Traffic, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
-S = TypeVar("S", bound=Schedule)
 Kind: TypeAlias = Literal["round", "flush"]
 
 
@@ -48,18 +49,24 @@ class ModelAverager(Weighing):
         comm: Communicator | None = None,
         *,
         outer: OuterOptimizer | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
-        """Collective: schedule and outer optimizer must be equal on all ranks.
+        """Collective: schedule, outer optimizer and codec must be equal on all ranks.
 
         Args:
             schedule: when rounds are due, as in ``every(16)``; its ``repr`` is compared.
             comm: the workers that take part; None means ``localsgd.world()``. A worker outside
                 (``NON_MEMBER``) counts its steps and never communicates.
             outer: makes the parameters after a round of all workers; None takes their mean.
+            compress: how hosts send what they have moved in a round of all workers; None sends
+                the parameters as they are.
+            error_feedback: whether what a codec has lost is sent in later rounds.
 
         Raises:
-            TypeError: if ``schedule`` has no ``due``, or ``outer`` is no outer optimizer.
-            MismatchError: on every rank, if schedules differ.
+            TypeError: if ``schedule`` has no ``due``, ``outer`` is no outer optimizer, or
+                ``compress`` no codec.
+            MismatchError: on every rank, if they differ.
         """
         self.comm = workers_of(comm)
 
@@ -73,6 +80,9 @@ class ModelAverager(Weighing):
         self.traffic = Traffic()
         self._ledger = Ledger(1)
         self._outer = OuterSteps(outer, self.schedule, self.comm)
+        self._compressed = CompressedRounds(
+            compress, self.comm, error_feedback=error_feedback, together=self._outer.together
+        )
 
     @property
     def outer(self) -> OuterOptimizer | None:
@@ -81,17 +91,18 @@ class ModelAverager(Weighing):
 
     @property
     def begun(self) -> bool:
-        """Whether ``begin`` was called, if there is an outer optimizer."""
-        return self._outer.begun
+        """Whether ``begin`` was called, if there is an outer optimizer or a codec."""
+        return self._outer.begun and self._compressed.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters, equal on all workers, for those that local steps start from.
 
-        Collective with an outer optimizer, else nothing. The wrappers do it before their first
-        step. After a ``load_state_dict`` it is the saved anchor that counts.
+        Collective with an outer optimizer or a codec, else nothing. The wrappers do it before their
+        first step. After a ``load_state_dict`` it is what was saved that counts.
         """
         if self.comm is not NON_MEMBER:
             self._outer.begin(as_arenas(params))
+            self._compressed.begin(as_arenas(params))
 
     def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; when due, moves every worker to the mean.
@@ -175,8 +186,7 @@ class ModelAverager(Weighing):
         """
         if self.comm is NON_MEMBER:
             return None
-        due = self.schedule.due(step) or self._outer.ends_synchrony(step)
-        return self.comm if due else None
+        return self.comm if self.schedule.due(step) or self._ends_synchrony(step) else None
 
     def update_of(self, index: int, arena: Arena) -> Update | None:
         """The rule for the mean of arena number ``index``; None writes back the mean itself.
@@ -196,6 +206,7 @@ class ModelAverager(Weighing):
             **self._ledger.state_dict(),
             "schedule": words_of(self.schedule),
             **self._outer.state_dict(),
+            **self._compressed.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -213,6 +224,7 @@ class ModelAverager(Weighing):
         step = checked_count("step", state_dict["step"], at_least=0)
         ledger = self._ledger.loaded(state_dict)
         self._outer.check_state_dict(state_dict)
+        self._compressed.check_state_dict(state_dict)
         if state_dict["schedule"] != words_of(self.schedule):
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
@@ -221,9 +233,15 @@ class ModelAverager(Weighing):
             )
         self.step, self._ledger = step, ledger
         self._outer.load_state_dict(state_dict)
+        self._compressed.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
+
+    def _ends_synchrony(self, step: int) -> bool:
+        """Whether a round must follow this step, for later ones to go from where it ends."""
+        needed = self.outer is not None or self._compressed.wanted
+        return needed and step == self._outer.together > 0
 
     def _updates(
         self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int
@@ -253,17 +271,19 @@ class ModelAverager(Weighing):
     ) -> bool:
         before, weight = group.traffic, self._weight(group, step)
         updates, words, mix = self._updates(arenas, group, kind, step)
+        codecs = self._compressed.codecs(arenas, group, step)
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
         label = ", ".join(part for part in parts if part)
         for companion in along:
             companion.ready(group, weight)
         try:
-            for index, (arena, update) in enumerate(zip(arenas, updates, strict=True)):
+            for index, arena in enumerate(arenas):
                 group.allreduce(
                     arena.flat,
                     "mean",
                     weight=weight,
-                    update=update or self.update_of(index, arena),
+                    codec=codecs[index],
+                    update=updates[index] or self.update_of(index, arena),
                     mix=mix,
                     label=label,
                 )
@@ -275,11 +295,7 @@ class ModelAverager(Weighing):
             companion.join(group, weight)
         self._ledger.settle(self._level_of(group), step)
         self._outer.settle(group, step)
+        self._compressed.settle(arenas, group, step)
         self.rounds += 1
         self.traffic += group.traffic - before
         return True
-
-
-def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
-    """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
-    return agreed_among(comm, "schedules", prepare, lambda schedule: [words_of(schedule)])

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from localsgd.averagers.averager import ModelAverager, agreed_schedule
+from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count, workers_of
-from localsgd.comm import NON_MEMBER
+from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.contract import Communicator
 from localsgd.comm.topology import Topology
 from localsgd.outer import OuterOptimizer
@@ -75,6 +76,8 @@ class HierarchicalModelAverager(ModelAverager):
         comm: Communicator | None = None,
         *,
         outer: OuterOptimizer | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
         """Collective: checks everything, agrees on it, then makes the groups.
 
@@ -86,6 +89,7 @@ class HierarchicalModelAverager(ModelAverager):
             comm: the workers; None means ``localsgd.world()``.
             outer: makes the parameters after a round of all workers; those of smaller groups
                 take the mean.
+            compress, error_feedback: as in ``ModelAverager``; rounds of smaller groups are exact.
 
         Warns:
             UserWarning: for a period of 1 at the level of all workers.
@@ -109,7 +113,9 @@ class HierarchicalModelAverager(ModelAverager):
                 "communication over averaging gradients.",
                 stacklevel=caller_level(),
             )
-        super().__init__(hierarchy, comm, outer=outer)
+        super().__init__(
+            hierarchy, comm, outer=outer, compress=compress, error_feedback=error_feedback
+        )
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
         self._hierarchy = hierarchy
         self._ledger = Ledger(len(self._groups))
@@ -133,7 +139,7 @@ class HierarchicalModelAverager(ModelAverager):
         return self._groups
 
     def group_due(self, step: int) -> Communicator | None:
-        if self._outer.ends_synchrony(step) and self.comm is not NON_MEMBER:
+        if self._ends_synchrony(step) and self.comm is not NON_MEMBER:
             return self.comm
         level = self._hierarchy.level_due(step)
         return None if level is None or self.comm is NON_MEMBER else self._groups[level]

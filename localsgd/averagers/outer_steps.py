@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localsgd.arrays import Arena
+from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.anchor import Anchor
-from localsgd.checks import agreed_among
 from localsgd.comm.contract import Communicator, Update
 from localsgd.outer import OuterOptimizer
 
@@ -57,10 +57,6 @@ class OuterSteps:
     def together(self) -> int:
         """The number of steps at first in which rounds take the mean."""
         return self._together
-
-    def ends_synchrony(self, step: int) -> bool:
-        """Whether a round must follow this step so that the anchor is where local steps begin."""
-        return self.outer is not None and step == self._together > 0
 
     def updates(
         self, arenas: Sequence[Arena], group: Communicator, step: int
@@ -117,18 +113,3 @@ class OuterSteps:
             self._anchor, self._loaded = None, saved
         else:
             self._anchor.load_state_dict(saved)
-
-
-def agreed_outer(comm: Communicator, outer: OuterOptimizer | None) -> OuterOptimizer | None:
-    """The outer optimizer, once valid and equal on every rank. Collective.
-
-    Raises:
-        TypeError, MismatchError: as ``OuterSteps``.
-    """
-
-    def prepare() -> OuterOptimizer | None:
-        if outer is not None and not isinstance(outer, OuterOptimizer):
-            raise TypeError(f"outer must be an optimizer of localsgd.outer, got {outer!r}")
-        return outer
-
-    return agreed_among(comm, "outer optimizers", prepare, lambda made: [repr(made)])

@@ -6,6 +6,7 @@ Source: Zhu et al., DaSGD (arXiv 2006.00441), delayed averaging.
 from __future__ import annotations
 
 from localsgd.averagers.streaming import StreamingAverager
+from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
 from localsgd.outer import OuterOptimizer
 
@@ -25,6 +26,8 @@ class OverlappedAverager(StreamingAverager):
         comm: Communicator | None = None,
         *,
         outer: OuterOptimizer | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
         synchronous_steps: int = 0,
         warmup_steps: int = 0,
     ) -> None:
@@ -34,6 +37,8 @@ class OverlappedAverager(StreamingAverager):
             1,
             comm,
             outer=outer,
+            compress=compress,
+            error_feedback=error_feedback,
             delay=delay,
             keep_progress=True,
             synchronous_steps=synchronous_steps,

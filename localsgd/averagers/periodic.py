@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import warnings
 
-from localsgd.averagers.averager import ModelAverager, agreed_schedule
+from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.averager import ModelAverager
 from localsgd.checks import caller_level, workers_of
+from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import post_local
@@ -31,6 +33,8 @@ class PeriodicModelAverager(ModelAverager):
         comm: Communicator | None = None,
         *,
         outer: OuterOptimizer | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
         """Collective: both numbers must be equal on all ranks.
 
@@ -39,6 +43,7 @@ class PeriodicModelAverager(ModelAverager):
             warmup_steps: at least 0.
             comm: the workers that take part; None means ``localsgd.world()``.
             outer: makes the parameters after a round; None takes their mean.
+            compress, error_feedback: as in ``ModelAverager``.
 
         Warns:
             UserWarning: for a period of 1, which saves no communication.
@@ -56,7 +61,9 @@ class PeriodicModelAverager(ModelAverager):
                 "over averaging gradients.",
                 stacklevel=caller_level(),
             )
-        super().__init__(schedule, comm, outer=outer)
+        super().__init__(
+            schedule, comm, outer=outer, compress=compress, error_feedback=error_feedback
+        )
         self._period, self._warmup_steps = int(period), int(warmup_steps)
 
     # Read-only, as the schedule decides: a number set here would change no round.

@@ -7,6 +7,7 @@ from typing import Any
 
 from localsgd.arrays import Arena
 from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.fragment import Fragment
 from localsgd.comm import NoWeight
 from localsgd.comm.contract import Communicator, Request, Traffic
@@ -28,24 +29,29 @@ class Stream:
         arenas: Sequence[Arena],
         comm: Communicator,
         outer: OuterOptimizer | None,
+        compressed: CompressedRounds,
     ) -> None:
         """Takes the parameters as they are for the anchor. Collective.
 
         Args:
             names: the parameters of the fragment.
             outer: makes them after a round; None takes their mean, and there is no anchor.
+            compressed: compresses its rounds, if there is a codec.
         """
         self._fragment, self._comm = Fragment(names, arenas, comm), comm
         self._fragment.take(arenas)
         self._anchor = None if outer is None else Anchor(outer, self._fragment.parts, comm)
+        self._compressed = compressed
+        compressed.begin(self._fragment.parts)
         self._request: Request | None = None
         self.away, self.held, self.traffic = False, True, Traffic()
 
     def set_anchor(self, arenas: Sequence[Arena]) -> None:
         """Makes the anchor what the parameters are, equal on all ranks."""
+        self._fragment.take(arenas)
         if self._anchor is not None:
-            self._fragment.take(arenas)
             self._anchor.set(self._fragment.parts)
+        self._compressed.settle(self._fragment.parts, self._comm, 0)
 
     def leave(
         self,
@@ -66,12 +72,15 @@ class Stream:
         """
         self._fragment.take(arenas, keep_progress=keep_progress)
         parts, anchor = self._fragment.parts, self._anchor
+        codecs = self._compressed.codecs(parts, self._comm, 1)
         updates = [None if anchor is None else anchor.step(i, outer) for i in range(len(parts))]
 
         def work(group: Communicator) -> None:
             before = group.traffic
-            for part, update in zip(parts, updates, strict=True):
-                group.allreduce(part.flat, "mean", weight=weight, update=update, label=label)
+            for part, codec, update in zip(parts, codecs, updates, strict=True):
+                group.allreduce(
+                    part.flat, "mean", weight=weight, codec=codec, update=update, label=label
+                )
             self.traffic = group.traffic - before
 
         self.held = True
@@ -107,6 +116,7 @@ class Stream:
             self._fragment.give(arenas, mixing)
             if self._anchor is not None:
                 self._anchor.rounds += 1
+            self._compressed.settle(self._fragment.parts, self._comm, 1)
         return self.held
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,12 +126,14 @@ class Stream:
             "anchor": None if self._anchor is None else self._anchor.state_dict(),
             "away": self._fragment.state() if self.away else None,
             "held": self.held,
+            **self._compressed.state_dict(),
         }
 
     def check_state_dict(self, state_dict: Any) -> None:
         """Raises ValueError if ``load_state_dict`` would, and changes nothing."""
         if self._anchor is not None:
             self._anchor.check_state_dict(state_dict["anchor"])
+        self._compressed.check_state_dict(state_dict)
         if state_dict["away"] is not None:
             self._fragment.check_state(state_dict["away"])
 
@@ -130,6 +142,7 @@ class Stream:
         self.wait()
         if self._anchor is not None:
             self._anchor.load_state_dict(state_dict["anchor"])
+        self._compressed.load_state_dict(state_dict)
         self.away, self.held = state_dict["away"] is not None, bool(state_dict["held"])
         if self.away:
             self._fragment.load_state(state_dict["away"])

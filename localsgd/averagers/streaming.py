@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan
+from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.ledger import Ledger
-from localsgd.averagers.outer_steps import agreed_outer
 from localsgd.averagers.stream import Stream
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
-from localsgd.comm import NON_MEMBER
+from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.contract import Communicator
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Streaming
@@ -43,6 +44,8 @@ class StreamingAverager(ModelAverager):
         comm: Communicator | None = None,
         *,
         outer: OuterOptimizer | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
         delay: int = 0,
         mixing: float = 0.0,
         keep_progress: bool = False,
@@ -57,6 +60,7 @@ class StreamingAverager(ModelAverager):
                 them; a number means so many balanced ones.
             comm: the workers that take part; None means ``localsgd.world()``.
             outer: makes a fragment's parameters after a round; None takes their mean.
+            compress, error_feedback: as in ``ModelAverager``.
             delay: steps for which a round is on its way, at most ``period``.
             mixing: how much of its own value a worker keeps when a fragment arrives, in [0, 1]:
                 0 throws the steps of the delay away, 1 never communicates in effect.
@@ -83,7 +87,9 @@ class StreamingAverager(ModelAverager):
             return [repr(made), f"mixing={mixing}", f"keep_progress={keep_progress}", *plan]
 
         self.streaming = agreed_among(comm, "fragments", prepare, words)
-        super().__init__(self.streaming, comm)
+        # Their agreement; fragments have compressions of their own.
+        super().__init__(self.streaming, comm, compress=compress, error_feedback=error_feedback)
+        self._codec, self._feeds_back = compress, error_feedback
         self._plan, self._optimizer = fragments, agreed_outer(comm, outer)
         self.mixing, self._keeps_progress = float(mixing), keep_progress and delay > 0
         self._ledger = Ledger(self.streaming.fragments, nested=False)
@@ -114,7 +120,9 @@ class StreamingAverager(ModelAverager):
             lambda: checked_plan(arenas, self._plan),
             lambda made: [repr(names) for names in made],
         )
-        self._streams = [Stream(names, arenas, self.comm, self._optimizer) for names in plan]
+        self._streams = [
+            Stream(names, arenas, self.comm, self._optimizer, self._compression()) for names in plan
+        ]
         if self._loaded is not None:
             self._take_over(self._loaded)
             self._loaded = None
@@ -194,6 +202,9 @@ class StreamingAverager(ModelAverager):
             self._take_over(saved)
         else:
             self._streams, self._loaded = [], saved
+
+    def _compression(self) -> CompressedRounds:
+        return CompressedRounds(self._codec, self.comm, error_feedback=self._feeds_back, together=0)
 
     def _average_all(self, arenas: Sequence[Arena], along: Sequence[Companion], step: int) -> None:
         """A round of all parameters, before streaming; the anchors are where it ends."""

@@ -1,0 +1,131 @@
+"""Few of the numbers: the largest of every block, or some chosen at random; the others are zero.
+
+Sources: top-k of chunks as in DeMo (arXiv 2411.19870) and SparseLoCo (arXiv 2508.15706); random-k
+as in Stich et al., Sparsified SGD with memory (arXiv 1809.07599).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .codec import Array, Message, as_float32, require_floats
+
+
+class TopK:
+    """The ``k`` numbers of largest magnitude of every block, as float32, and where they are.
+
+    Of a last block that is shorter, its share, at least one. Values that are not finite come first.
+    """
+
+    def __init__(self, k: int, block: int = 4096) -> None:
+        """
+        Raises:
+            ValueError: unless ``block`` is from 1 to 65,536 and ``k`` from 1 to ``block``.
+        """
+        if not 1 <= block <= 65_536:
+            raise ValueError(f"block must be from 1 to 65536, got {block}")
+        if not 1 <= k <= block:
+            raise ValueError(f"k must be from 1 to the block, {block}, got {k}")
+        self.k, self.block, self.name = k, block, f"top {k} of {block}"
+
+    def check(self, dtype: np.dtype[Any], count: int) -> None:
+        require_floats(self.name, dtype)
+        if self.k > count > 0:
+            raise ValueError(f"k must be at most the {count} numbers of the buffer, got {self.k}")
+
+    def encoded_bytes(self, count: int) -> int:
+        return 6 * self._sent(count)
+
+    def encode(self, values: Array, message: Message) -> None:
+        values = as_float32(values)
+        full = values.size // self.block * self.block
+        places = np.empty((full // self.block, self.k), np.uint16)
+        if full:
+            places[...] = _largest(values[:full].reshape(-1, self.block), self.k)
+        tail = self._of_tail(values.size)
+        places_of_tail = _largest(values[full:].reshape(1, -1), tail)[0] if tail else ()
+        sent = self._sent(values.size)
+        where = message[: 2 * sent].view(np.uint16)
+        where[: places.size], where[places.size :] = places.reshape(-1), places_of_tail
+        message[2 * sent :].view(np.float32)[...] = values[self._indices(where, values.size)]
+
+    def decode(self, message: Message, values: Array) -> None:
+        sent = self._sent(values.size)
+        where = message[: 2 * sent].view(np.uint16)
+        values[...] = 0
+        values[self._indices(where, values.size)] = message[2 * sent :].view(np.float32)
+
+    def _sent(self, count: int) -> int:
+        return count // self.block * self.k + self._of_tail(count)
+
+    def _of_tail(self, count: int) -> int:
+        return -(-(count % self.block) * self.k // self.block)
+
+    def _indices(self, where: Array, count: int) -> Array:
+        """Where the numbers are whose places in their blocks are given."""
+        starts = np.repeat(np.arange(count // self.block), self.k) * self.block
+        of_tail = np.full(self._of_tail(count), count // self.block * self.block)
+        indices: Array = np.concatenate([starts, of_tail]) + where
+        return indices
+
+
+class RandomK:
+    """A share of the numbers, chosen at random, as float32; the choice is a key in the message.
+
+    ``unbiased`` sends them divided by the share, so that the mean of what is decoded is the value.
+    Random numbers are those of ``keyed``.
+    """
+
+    def __init__(self, share: float, *, unbiased: bool = False, seed: int = 0) -> None:
+        """
+        Raises:
+            ValueError: unless ``share`` is above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        self.share, self._unbiased, self._seed, self._key = share, unbiased, seed, 0
+        self.name = f"random {share:g}{', unbiased' if unbiased else ''}, seed {seed}"
+
+    def check(self, dtype: np.dtype[Any], count: int) -> None:
+        require_floats(self.name, dtype)
+
+    def keyed(self, key: int) -> RandomK:
+        made = RandomK(self.share, unbiased=self._unbiased, seed=self._seed)
+        made._key = key
+        return made
+
+    def encoded_bytes(self, count: int) -> int:
+        return 16 + 4 * self._sent(count)
+
+    def encode(self, values: Array, message: Message) -> None:
+        message[:16].view(np.uint64)[...] = self._seed, self._key
+        values = as_float32(values)
+        chosen = values[self._chosen(message, values.size)]
+        if self._unbiased and values.size:
+            chosen *= np.float32(values.size / self._sent(values.size))
+        message[16:].view(np.float32)[...] = chosen
+        # None that is not finite may be left out in silence.
+        if values.size and not np.isfinite(values).all():
+            message[16:].view(np.float32)[...] = np.nan
+
+    def decode(self, message: Message, values: Array) -> None:
+        values[...] = 0
+        values[self._chosen(message, values.size)] = message[16:].view(np.float32)
+
+    def _sent(self, count: int) -> int:
+        return min(count, max(1, round(count * self.share)))
+
+    def _chosen(self, message: Message, count: int) -> Array:
+        random = np.random.Generator(np.random.Philox(key=message[:16].view(np.uint64)))
+        return np.sort(random.choice(count, self._sent(count), replace=False, shuffle=False))
+
+
+def _largest(blocks: Array, k: int) -> Array:
+    """Of every row the places of the ``k`` largest magnitudes, rising; NaN is the largest."""
+    if k == blocks.shape[1]:
+        return np.broadcast_to(np.arange(k), blocks.shape)
+    magnitudes = np.abs(blocks)
+    found: Array = np.sort(np.argpartition(magnitudes, -k, axis=1)[:, -k:], axis=1)
+    return found

@@ -1,0 +1,33 @@
+"""The parts of an averager, once they are valid and equal on every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from localsgd.checks import agreed_among, words_of
+from localsgd.comm.contract import Communicator
+from localsgd.outer import OuterOptimizer
+from localsgd.schedules import Schedule
+
+S = TypeVar("S", bound=Schedule)
+
+
+def agreed_schedule(comm: Communicator, prepare: Callable[[], S]) -> S:
+    """The schedule that ``prepare`` makes, once valid and equal on every member of the group."""
+    return agreed_among(comm, "schedules", prepare, lambda schedule: [words_of(schedule)])
+
+
+def agreed_outer(comm: Communicator, outer: OuterOptimizer | None) -> OuterOptimizer | None:
+    """The outer optimizer, once valid and equal on every rank. Collective.
+
+    Raises:
+        TypeError, MismatchError: as ``OuterSteps``.
+    """
+
+    def prepare() -> OuterOptimizer | None:
+        if outer is not None and not isinstance(outer, OuterOptimizer):
+            raise TypeError(f"outer must be an optimizer of localsgd.outer, got {outer!r}")
+        return outer
+
+    return agreed_among(comm, "outer optimizers", prepare, lambda made: [repr(made)])

@@ -1,0 +1,138 @@
+"""Which rounds of an averager are compressed, and what is kept for them.
+
+Rounds of all workers between hosts are; those of smaller groups, and those in which workers still
+train synchronously, are exact. On one host there is nothing to compress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localsgd.averagers.anchor import Flat
+from localsgd.averagers.compression import Compression
+from localsgd.checks import agreed_among, checked_flag
+from localsgd.comm import NON_MEMBER, Codec
+from localsgd.comm.codecs import check
+from localsgd.comm.contract import Communicator
+
+
+class CompressedRounds:
+    """The compression of one averager; without a codec there is none.
+
+    Attributes:
+        wanted: whether there is a codec.
+    """
+
+    def __init__(
+        self, codec: Codec | None, comm: Communicator, *, error_feedback: bool, together: int
+    ) -> None:
+        """Collective: ranks must give the same codec.
+
+        Args:
+            together: the number of steps at first in which rounds are exact.
+
+        Raises:
+            TypeError: for anything but a codec.
+            MismatchError: on every rank, if they differ.
+        """
+
+        def prepare() -> list[str]:
+            if codec is not None and not isinstance(codec, Codec):
+                raise TypeError(f"compress must be a codec of localsgd.codecs, got {codec!r}")
+            return [str(codec and codec.name), str(checked_flag("error_feedback", error_feedback))]
+
+        agreed_among(comm, "codecs", prepare, lambda words: words)
+        self.wanted = codec is not None
+        several = comm is not NON_MEMBER and len(comm.topology.hosts) > 1
+        self._codec = codec if several else None
+        self._comm, self._feeds_back, self._together = comm, error_feedback, together
+        self._kept: list[Compression] | None = None
+        self._loaded: Sequence[Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to compress against, if that is needed."""
+        return self._codec is None or self._kept is not None
+
+    def begin(self, buffers: Sequence[Flat]) -> None:
+        """Takes the buffers' values for what was agreed on last, or what was loaded. Collective.
+
+        Raises:
+            TypeError, ValueError, MismatchError: if the codec cannot carry a buffer.
+        """
+        codec = self._codec
+        if codec is None:
+            return
+
+        def prepare() -> None:
+            for buffer in buffers:
+                check(codec, buffer.dtype, buffer.flat.size)
+
+        agreed_among(self._comm, "codecs", prepare, lambda _: [])
+        self._kept = [
+            Compression(codec, buffer, self._comm, error_feedback=self._feeds_back)
+            for buffer in buffers
+        ]
+        if self._loaded is not None:
+            self._take_over(self._loaded)
+            self._loaded = None
+
+    def codecs(
+        self, buffers: Sequence[Flat], group: Communicator, step: int
+    ) -> Sequence[Compression | None]:
+        """What goes to ``allreduce`` for every buffer in a round of this group.
+
+        Raises:
+            ValueError: if training has not begun.
+        """
+        if self._codec is None or group is not self._comm or step <= self._together:
+            return [None] * len(buffers)
+        if self._kept is None:
+            raise ValueError("begin(params) must be called before the first local step, got none")
+        return self._kept
+
+    def settle(self, buffers: Sequence[Flat], group: Communicator, step: int) -> None:
+        """Takes note of a round that was held."""
+        if self._kept is not None and group is self._comm:
+            for kept, buffer in zip(self._kept, buffers, strict=True):
+                if step <= self._together:
+                    kept.follow(buffer)
+                else:
+                    kept.rounds += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's arrays under "compression"; nothing where nothing is compressed."""
+        if self._codec is None:
+            return {}
+        if self._kept is None:
+            return {"compression": self._loaded}
+        return {"compression": [kept.state_dict() for kept in self._kept]}
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises what ``load_state_dict`` would, and changes nothing."""
+        if self._codec is None:
+            return
+        if "compression" not in state_dict:
+            raise ValueError(
+                "the state of an averager with a codec must have 'compression', got "
+                f"{list(state_dict)}"
+            )
+        if self._kept is not None and state_dict["compression"] is not None:
+            for kept, state in zip(self._kept, state_dict["compression"], strict=True):
+                kept.check_state_dict(state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a ``state_dict`` that was checked."""
+        if self._codec is None:
+            return
+        saved = state_dict["compression"]
+        if saved is None or self._kept is None:
+            self._kept, self._loaded = None, saved
+        else:
+            self._take_over(saved)
+
+    def _take_over(self, saved: Sequence[Any]) -> None:
+        assert self._kept is not None
+        for kept, state in zip(self._kept, saved, strict=True):
+            kept.load_state_dict(state)

@@ -1,0 +1,143 @@
+"""Compressed rounds: what hosts send is how far they are from what all agreed on last.
+
+With r the last agreed parameters, C a codec, and for every host what it has not sent so far, e:
+
+    sends   C(x - r + e)      keeps   e = x - r + e - C(…)      counts as   r + C(…)
+
+The owner of a part does the same with the result, and every rank ends with r + C(…), the next r.
+All hosts are alike: the owner's own values count as what they decode to, as in the papers, where
+each worker's are compressed once. A host's ranks average exactly before that.
+
+Sources: error feedback, Karimireddy et al. (arXiv 1901.09847); on the way back as well, Tang et
+al., DoubleSqueeze (arXiv 1905.05957).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from localsgd.averagers.anchor import Flat
+from localsgd.checks import checked_count
+from localsgd.comm.codecs import Codec, Way, keyed
+from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.dtypes import work_dtype
+
+
+class Compression:
+    """What one rank keeps for the parts of one buffer that it combines for its host.
+
+    Attributes:
+        name: of the codec.
+        rounds: how many there were.
+    """
+
+    def __init__(
+        self, codec: Codec, buffer: Flat, comm: Communicator, *, error_feedback: bool
+    ) -> None:
+        """Takes the buffer's values, equal on all ranks, for what was agreed on last."""
+        self.name = f"{codec.name}{'' if error_feedback else ' without error feedback'}"
+        self.rounds = 0
+        self._codec, self._rank = codec, comm.rank
+        self._parts = [part for part in comm.held(buffer.flat.size) if part.start < part.stop]
+        self._ends = np.cumsum([0, *(part.stop - part.start for part in self._parts)])
+        self._agreed = np.empty(self._ends[-1], buffer.dtype)
+        self._unsent: dict[Way, Array] = {}
+        if error_feedback:
+            wide = work_dtype(buffer.dtype)
+            self._unsent = {way: np.zeros(self._ends[-1], wide) for way in ("values", "result")}
+        self.follow(buffer)
+
+    def follow(self, buffer: Flat) -> None:
+        """Takes the buffer's values, equal on all ranks, for what was agreed on last."""
+        for part, begin in zip(self._parts, self._ends[:-1], strict=True):
+            self._agreed[begin : begin + part.stop - part.start] = buffer.flat[part]
+
+    def encoded_bytes(self, count: int) -> int:
+        return self._codec.encoded_bytes(count)
+
+    def at(self, part: slice, way: Way) -> Codec:
+        begin = self._place_of(part.start)
+        here = slice(begin, begin + part.stop - part.start)
+        words = repr((self._rank, self.rounds, way, part.start)).encode()
+        key = int.from_bytes(blake2b(words, digest_size=8).digest(), "little")
+        unsent = self._unsent.get(way)
+        return _Place(
+            keyed(self._codec, key),
+            self._agreed[here],
+            None if unsent is None else unsent[here],
+            is_result=way == "result",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of this rank's arrays."""
+        unsent = {way: values.copy() for way, values in self._unsent.items()}
+        return {"rounds": self.rounds, "agreed": self._agreed.copy(), "unsent": unsent}
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises ValueError if ``load_state_dict`` would, and changes nothing."""
+        checked_count("rounds", state_dict["rounds"], at_least=0)
+        if set(state_dict["unsent"]) != set(self._unsent):
+            raise ValueError(
+                f"saved residuals must be {list(self._unsent)}, got {list(state_dict['unsent'])}"
+            )
+        for values in (state_dict["agreed"], *state_dict["unsent"].values()):
+            if np.shape(values) != self._agreed.shape:
+                raise ValueError(
+                    f"saved parts of a compressed buffer must have shape {self._agreed.shape}, got "
+                    f"{np.shape(values)}: it is of another number of ranks, or hosts"
+                )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a ``state_dict`` of as many ranks on the same hosts; not collective."""
+        self.check_state_dict(state_dict)
+        self.rounds = state_dict["rounds"]
+        self._agreed[...] = state_dict["agreed"]
+        for way, values in self._unsent.items():
+            values[...] = state_dict["unsent"][way]
+
+    def _place_of(self, element: int) -> int:
+        """Where an element of the buffer is in the arrays."""
+        for part, begin in zip(self._parts, self._ends[:-1], strict=True):
+            if part.start <= element < part.stop:
+                return int(begin + element - part.start)
+        return 0
+
+
+class _Place:
+    """The codec for one part: it adds what is not sent yet, and notes what is not sent now."""
+
+    def __init__(
+        self, codec: Codec, agreed: Array, unsent: Array | None, *, is_result: bool
+    ) -> None:
+        self.name = codec.name
+        self._codec, self._agreed, self._unsent = codec, agreed, unsent
+        self._is_result = is_result
+
+    def encoded_bytes(self, count: int) -> int:
+        return self._codec.encoded_bytes(count)
+
+    def encode(self, values: Array, message: Array) -> None:
+        wanted = values.astype(work_dtype(values.dtype))
+        if self._unsent is not None:
+            wanted += self._unsent
+        self._codec.encode(wanted - self._agreed, message)
+        if self._unsent is not None:
+            found = np.empty_like(values)
+            self._add_decoded(message, found)
+            np.subtract(wanted, found, out=self._unsent)
+
+    def decode(self, message: Array, values: Array) -> None:
+        self._add_decoded(message, values)
+        if self._is_result:
+            self._agreed[...] = values
+
+    def _add_decoded(self, message: Array, values: Array) -> None:
+        """What was agreed on and what the message has, in the dtype of the values."""
+        moved = np.empty(values.size, work_dtype(values.dtype))
+        self._codec.decode(message, moved)
+        moved += self._agreed
+        values[...] = moved
