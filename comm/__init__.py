@@ -1,5 +1,6 @@
 """The communication layer: who takes part, and how bytes move."""
 
+from . import codecs
 from .bootstrap import connect
 from .codecs import BFLOAT16, FLOAT16, Cast, Codec
 from .contract import Communicator, Op, Request, Traffic, Update
@@ -25,6 +26,7 @@ __all__ = [
     "Topology",
     "Traffic",
     "Update",
+    "codecs",
     "connect",
     "run_threads",
     "solo",

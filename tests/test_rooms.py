@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "optim", "gradients", "lr"),
     },
     "methods": {
-        *("comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
+        *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
         *("optim", "outer", "training"),
     },
     "localsgd": {
@@ -69,12 +69,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch.arrays", "torch.averagers", "torch.gradients"),
     },
     "torch.methods": {
-        *("arrays", "training", "methods", "torch.comm", "torch.arrays", "torch.averagers"),
+        *("comm", "arrays", "training", "methods", "torch.comm", "torch.arrays", "torch.averagers"),
         "torch.training",
     },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),
-        "torch.methods",
+        *("torch.methods", "comm"),
     },
 }
 # Files that other rooms import by name. The face of transports must not load MPI.

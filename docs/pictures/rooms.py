@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The files at the top of comm are four rooms: what compiles loops, what all others go by, the group,
-# and the way to it.
+# The files at the top of comm are four rooms: what compiles loops, what all others go by, the
+# group, and the way to it.
 TOP_OF_COMM = {
     "contract": "contract",
     "errors": "contract",

@@ -6,7 +6,7 @@ from localsgd.methods.diloco import DiLoCo, StreamingDiLoCo
 from localsgd.methods.easgd import EASGD
 from localsgd.methods.front_door import FrontDoor
 from localsgd.methods.local_sgd import LocalSGD
-from localsgd.methods.recipes import Recipe
+from localsgd.methods.recipes import Recipe, Setting
 from localsgd.methods.scaffold import SCAFFOLD
 from localsgd.methods.slow_momentum import SlowMo
 
@@ -18,6 +18,7 @@ __all__ = [
     "LocalSGD",
     "OverlappedSGD",
     "Recipe",
+    "Setting",
     "SlowMo",
     "StreamingDiLoCo",
     "recipes",

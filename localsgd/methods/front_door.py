@@ -7,10 +7,11 @@ from typing import TypedDict
 from localsgd.arrays import Buffers
 from localsgd.averagers import ModelAverager
 from localsgd.checks import workers_of
+from localsgd.comm import Codec
 from localsgd.comm.contract import Array, Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
-from localsgd.methods.recipes import Recipe
+from localsgd.methods.recipes import Recipe, Setting
 from localsgd.training import InnerOptimizer, Policy, PostLocalSGDOptimizer
 
 
@@ -23,6 +24,8 @@ class Options(TypedDict, total=False):
     state: Policy
     buffers: Buffers | None
     rate: Rate | None
+    compress: Codec | None
+    error_feedback: bool
 
 
 class FrontDoor(PostLocalSGDOptimizer):
@@ -41,18 +44,17 @@ class FrontDoor(PostLocalSGDOptimizer):
         state: Policy = "local",
         buffers: Buffers | None = None,
         rate: Rate | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
         """Collective; arguments and errors as in ``LocalSGD``."""
         if not isinstance(optim, InnerOptimizer):
             raise TypeError(f"optim must be an optimizer of localsgd.optim, got {optim!r}")
         if comm is None and optim.arenas:
             comm = optim.arenas[0].comm
-        by_gradients = gradients is not None
-        averager = recipe(
-            workers_of(comm),
-            synchronous_steps=0 if by_gradients else synchronous_steps,
-            warmup_steps=synchronous_steps if by_gradients else 0,
-        )
+        steps = (0, synchronous_steps) if gradients is not None else (synchronous_steps, 0)
+        setting = Setting(*steps, compress, error_feedback)
+        averager = recipe(workers_of(comm), setting)
         super().__init__(
             optim, averager, gradients=gradients, state=state, buffers=buffers, rate=rate
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from localsgd.arrays import Buffers
+from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
@@ -35,6 +36,8 @@ class LocalSGD(FrontDoor):
         state: Policy = "local",
         buffers: Buffers | None = None,
         rate: Rate | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
         """Collective: numbers and options must be equal on all ranks.
 
@@ -45,6 +48,7 @@ class LocalSGD(FrontDoor):
                 averaging gradients (post-local SGD), else parameters after each step.
             comm: the workers that take part; None means those of the parameters.
             gradients, state, buffers, rate: as in ``PostLocalSGDOptimizer``.
+            compress, error_feedback: as in ``ModelAverager``.
 
         Raises:
             TypeError, ValueError: for an invalid argument.
@@ -60,4 +64,6 @@ class LocalSGD(FrontDoor):
             state=state,
             buffers=buffers,
             rate=rate,
+            compress=compress,
+            error_feedback=error_feedback,
         )

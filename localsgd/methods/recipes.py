@@ -7,7 +7,8 @@ an error on every rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from localsgd.arrays import Plan
 from localsgd.averagers import (
@@ -18,28 +19,62 @@ from localsgd.averagers import (
     agreed_schedule,
 )
 from localsgd.checks import agreed_among
+from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
 from localsgd.outer import SGD, HasGroups, OuterOptimizer, SlowMo
 from localsgd.schedules import Schedule, every
 
 
-class Recipe(Protocol):
-    """Makes an averager; collective.
+@dataclass(frozen=True)
+class Setting:
+    """What an averager is made with besides the numbers of its method.
 
-    Of ``synchronous_steps`` and ``warmup_steps`` one is 0, as in ``every``.
+    Attributes:
+        synchronous_steps, warmup_steps: as in ``every``; one of them is 0.
+        compress, error_feedback: as in ``ModelAverager``.
     """
 
-    def __call__(
-        self, comm: Communicator, *, synchronous_steps: int, warmup_steps: int
-    ) -> ModelAverager: ...
+    synchronous_steps: int = 0
+    warmup_steps: int = 0
+    compress: Codec | None = None
+    error_feedback: bool = True
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The steps before local phases, by the names of arguments."""
+        return {"synchronous_steps": self.synchronous_steps, "warmup_steps": self.warmup_steps}
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """How rounds are compressed, by the names of arguments."""
+        return {"compress": self.compress, "error_feedback": self.error_feedback}
+
+    def schedule(self, comm: Communicator, period: int) -> Schedule:
+        """A round every ``period`` steps, alike on all ranks. Collective."""
+        return agreed_schedule(comm, lambda: every(period, **self.steps))
+
+    def require_exact(self, comm: Communicator, method: str) -> None:
+        """Raises ValueError on every rank if rounds are compressed. Collective."""
+
+        def prepare() -> None:
+            if self.compress is not None:
+                raise ValueError(
+                    f"{method} must have exact rounds, got compress={self.compress.name}"
+                )
+
+        agreed_among(comm, "codecs", prepare, lambda _: [])
+
+
+# Makes an averager; collective.
+Recipe: TypeAlias = Callable[[Communicator, Setting], ModelAverager]
 
 
 def local_sgd(period: int, outer: Callable[[], OuterOptimizer] | None = None) -> Recipe:
     """A mean every ``period`` steps, or what an outer optimizer makes of it."""
 
-    def make(comm: Communicator, *, synchronous_steps: int, warmup_steps: int) -> ModelAverager:
-        schedule = _every(comm, period, synchronous_steps, warmup_steps)
-        return ModelAverager(schedule, comm, outer=_agreed(comm, outer))
+    def make(comm: Communicator, setting: Setting) -> ModelAverager:
+        schedule = setting.schedule(comm, period)
+        return ModelAverager(schedule, comm, outer=_agreed(comm, outer), **setting.wire)
 
     return make
 
@@ -55,7 +90,7 @@ def slowmo(inner: HasGroups, period: int, alpha: float, beta: float) -> Recipe:
 def streaming_diloco(
     period: int, fragments: int | Plan, delay: int, mixing: float, lr: float, momentum: float
 ) -> Recipe:
-    def make(comm: Communicator, *, synchronous_steps: int, warmup_steps: int) -> ModelAverager:
+    def make(comm: Communicator, setting: Setting) -> ModelAverager:
         return StreamingAverager(
             period,
             fragments,
@@ -63,35 +98,25 @@ def streaming_diloco(
             outer=_agreed(comm, _nesterov(lr, momentum)),
             delay=delay,
             mixing=mixing,
-            synchronous_steps=synchronous_steps,
-            warmup_steps=warmup_steps,
+            **setting.wire,
+            **setting.steps,
         )
 
     return make
 
 
 def overlapped(period: int, delay: int) -> Recipe:
-    def make(comm: Communicator, *, synchronous_steps: int, warmup_steps: int) -> ModelAverager:
-        return OverlappedAverager(
-            period, delay, comm, synchronous_steps=synchronous_steps, warmup_steps=warmup_steps
-        )
-
-    return make
+    return lambda comm, setting: OverlappedAverager(
+        period, delay, comm, **setting.wire, **setting.steps
+    )
 
 
 def easgd(period: int, beta: float, alpha: float | None) -> Recipe:
-    def make(comm: Communicator, *, synchronous_steps: int, warmup_steps: int) -> ModelAverager:
-        schedule = _every(comm, period, synchronous_steps, warmup_steps)
-        return ElasticAverager(schedule, comm, beta=beta, alpha=alpha)
+    def make(comm: Communicator, setting: Setting) -> ModelAverager:
+        setting.require_exact(comm, "EASGD")
+        return ElasticAverager(setting.schedule(comm, period), comm, beta=beta, alpha=alpha)
 
     return make
-
-
-def _every(comm: Communicator, period: int, synchronous_steps: int, warmup_steps: int) -> Schedule:
-    return agreed_schedule(
-        comm,
-        lambda: every(period, synchronous_steps=synchronous_steps, warmup_steps=warmup_steps),
-    )
 
 
 def _nesterov(lr: float, momentum: float) -> Callable[[], OuterOptimizer]:

@@ -26,7 +26,7 @@ from localsgd.averagers import ModelAverager
 from localsgd.checks import agreed_among
 from localsgd.comm.contract import Array, Communicator
 from localsgd.methods.front_door import FrontDoor, Options
-from localsgd.methods.recipes import local_sgd
+from localsgd.methods.recipes import Setting, local_sgd
 from localsgd.optim import SGD
 from localsgd.training import InnerOptimizer
 
@@ -160,9 +160,10 @@ class SCAFFOLD(FrontDoor):
         """
         controlled, of_local_sgd = Controlled(optim), local_sgd(period)
 
-        def recipe(comm: Communicator, **steps: int) -> ModelAverager:
+        def recipe(comm: Communicator, setting: Setting) -> ModelAverager:
             agreed_among(comm, "optimizers", controlled.checked_groups, lambda _: [])
-            return of_local_sgd(comm, **steps)
+            setting.require_exact(comm, "SCAFFOLD")
+            return of_local_sgd(comm, setting)
 
         super().__init__(controlled, recipe, **options)
         self._along.append(controlled)

@@ -1,5 +1,6 @@
 """Post-local SGD for PyTorch under torch's names, on MPI or on a torch.distributed group."""
 
+from localsgd.comm import codecs
 from localsgd.torch.arrays import adopt
 from localsgd.torch.averagers import (
     CoreAverager,
@@ -39,6 +40,7 @@ __all__ = [
     "adopt",
     "average_parameters",
     "average_parameters_or_parameter_groups",
+    "codecs",
     "communicator",
     "get_params_to_average",
     "post_localSGD_hook",

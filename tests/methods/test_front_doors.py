@@ -10,6 +10,7 @@ import pytest
 
 from localsgd import (
     EASGD,
+    SCAFFOLD,
     Arena,
     Communicator,
     DiLoCo,
@@ -24,6 +25,7 @@ from localsgd import (
     SlowMo,
     StreamingAverager,
     StreamingDiLoCo,
+    codecs,
     every,
     lr,
     optim,
@@ -129,6 +131,38 @@ def test_front_doors_take_the_options_of_local_sgd(name: str) -> None:
     found = run_threads(2, work)
     assert found[0] == found[1]
     assert found[0][1][:3] == ["True"] * 3 and found[0][1][3] == "False"
+
+
+@pytest.mark.parametrize("name", [name for name in DOORS if name != "EASGD"])
+def test_front_doors_compress(name: str) -> None:
+    """Through a codec that rounds coarsely, others than without it, and equal after a flush."""
+
+    def work(comm: Communicator, compress: codecs.Codec | None) -> list[bytes]:
+        arena = Arena({"a": np.ones(3), "b": np.zeros(5)}, comm)
+        inner = optim.SGD(arena, lr=0.1)
+        fragments = {"fragments": 2} if name == "StreamingDiLoCo" else {}
+        training = type(DOORS[name][0](inner, comm))(
+            inner, period=4, compress=compress, **fragments
+        )
+        assert len(trained(training, arena)) == 13
+        training.flush()
+        return [arena.flat.tobytes()]
+
+    rough, exact = (
+        run_threads(3, lambda comm, codec=codec: work(comm, codec), hosts="2+1")
+        for codec in (codecs.Sign(8), None)
+    )
+    assert rough == [rough[0]] * 3 and rough[0] != exact[0]
+
+
+@pytest.mark.parametrize("kind", [EASGD, SCAFFOLD])
+def test_methods_that_need_exact_rounds_refuse_codecs_on_every_rank(kind: Any) -> None:
+    def work(comm: Communicator) -> None:
+        inner = optim.SGD(Arena({"a": np.ones(3)}, comm), lr=0.1)
+        kind(inner, 4, compress=codecs.Int8() if comm.rank == 1 else None)
+
+    words = rf"{kind.__name__} must have exact rounds, got compress=int8\(256\)"
+    assert_named_by_all(outcomes(2, work), ValueError, words, "codecs")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import TypedDict
 
 from torch.optim import Optimizer
 
-from localsgd.methods import Recipe
+from localsgd.comm import Codec
+from localsgd.methods import Recipe, Setting
 from localsgd.torch.arrays import ModuleBuffers
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.comm import ProcessGroup, communicator
@@ -22,6 +23,8 @@ class Options(TypedDict, total=False):
     process_group: ProcessGroup
     state: Policy
     buffers: ModuleBuffers | None
+    compress: Codec | None
+    error_feedback: bool
 
 
 class FrontDoor(PostLocalSGDOptimizer):
@@ -39,13 +42,12 @@ class FrontDoor(PostLocalSGDOptimizer):
         process_group: ProcessGroup = None,
         state: Policy = "local",
         buffers: ModuleBuffers | None = None,
+        compress: Codec | None = None,
+        error_feedback: bool = True,
     ) -> None:
         """Collective; arguments and errors as in ``LocalSGD``."""
-        averager = recipe(
-            communicator(process_group),
-            synchronous_steps=synchronous_steps,
-            warmup_steps=warmup_steps,
-        )
+        setting = Setting(synchronous_steps, warmup_steps, compress, error_feedback)
+        averager = recipe(communicator(process_group), setting)
         super().__init__(optim, CoreAverager(averager), state=state, buffers=buffers)
 
     def record_samples(self, count: int) -> None:

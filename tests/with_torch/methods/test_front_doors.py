@@ -78,6 +78,16 @@ def test_torch_gives_the_bits_of_numpy(name: str, size: int, hosts: str) -> None
     run_threads(size, work, hosts=hosts)
 
 
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "EASGD"])
+def test_compressed_rounds_give_the_bits_of_numpy(name: str) -> None:
+    def work(comm: Communicator) -> None:
+        for codec in (ours.codecs.TopK(2, 4), ours.codecs.E3M0(8)):
+            expected = on_numpy(comm, name, compress=codec)
+            assert on_torch(comm, comm.rank, name, compress=codec) == expected
+
+    run_threads(3, work, hosts="2+1")
+
+
 def test_on_groups_of_torch_too() -> None:
     def body(rank: int) -> list[list[bytes]]:
         return [on_torch(None, rank, name) for name in NUMBERS]
