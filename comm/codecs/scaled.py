@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .codec import Array, Message, as_float32, require_floats
-from .scaled_loops import decode_int8, encode_e3m0, encode_int8
+from .scaled_loops import decode_e3m0, decode_int8, encode_e3m0, encode_int8
 
 _BLOCK = 256
 
@@ -138,12 +138,11 @@ class E3M0(Scaled):
     def _encode(self, values: Array, scales: Array, codes: Message) -> None:
         wide = np.zeros(values.size + values.size % 2, np.uint8)
         encode_e3m0(values, scales, wide[: values.size], self.block)
-        codes[...] = wide[::2] | wide[1::2] << 4
+        np.left_shift(wide[1::2], 4, out=codes)
+        codes |= wide[::2]
 
     def _decode(self, scales: Array, codes: Message, values: Array) -> None:
-        powers = _PAIRS_E3M0[codes].reshape(-1)[: values.size]
-        with np.errstate(all="ignore"):
-            np.multiply(powers, self._spread(scales, values.size), out=values)
+        decode_e3m0(scales, codes, values, self.block)
 
 
 class TwoBit(Scaled):
@@ -201,13 +200,6 @@ def _settle(scales: Array, codes: Array, block: int, code: np.int8) -> None:
 _LEVELS, _BETWEEN = (0.4528, 1.510), 0.9816
 
 
-def _pairs_e3m0() -> Array:
-    powers = np.array([*(2.0**-k for k in range(7)), 0.0], np.float32)
-    of_code = np.concatenate([powers, -powers])
-    codes = np.arange(256)
-    return np.stack([of_code[codes & 15], of_code[codes >> 4]], axis=1)
-
-
 def _quads() -> Array:
     inner, outer = _LEVELS
     of_code = np.array([inner, -inner, outer, -outer], np.float32)
@@ -215,4 +207,4 @@ def _quads() -> Array:
     return np.stack([of_code[codes >> 2 * place & 3] for place in range(4)], axis=1)
 
 
-_PAIRS_E3M0, _QUADS = _pairs_e3m0(), _quads()
+_QUADS = _quads()

@@ -69,6 +69,19 @@ def encode_e3m0(values: Array, scales: Array, codes: Array, block: int) -> None:
             codes[index * block : (index + 1) * block] = code.astype(np.uint8) | sign
 
 
+def decode_e3m0(scales: Array, codes: Array, values: Array, block: int) -> None:
+    """``x = ± scale / 2^k``, or 0; two codes lie in a byte, the first in its lower half."""
+    loop = _loop(_decode_e3m0) if values.size >= _LONG else None
+    if loop is not None:
+        loop(scales, codes, values, block, _POWERS)
+        return
+    with np.errstate(all="ignore"):
+        pairs = np.stack([_POWERS[codes & 15], _POWERS[codes >> 4]], axis=1)
+        spread = np.repeat(scales, block)[: values.size]
+        np.multiply(pairs.reshape(-1)[: values.size], spread, out=values)
+
+
+_POWERS = np.array([sign * power for sign in (1, -1) for power in (*2.0 ** -np.arange(7), 0)], "f4")
 # 2^-7: below it zero is nearer than 2^-6.
 _SMALLEST = int(np.float32(2.0**-7).view(np.int32))
 
@@ -137,3 +150,16 @@ def _encode_e3m0(values: Array, scales: Array, codes: Array, block: int) -> None
         else:
             for i in range(part.size):
                 out[i] = rest | np.uint8(signs[i] >> 28 & 8)
+
+
+def _decode_e3m0(scales: Array, codes: Array, values: Array, block: int, powers: Array) -> None:
+    for index in range(scales.size):
+        scale = scales[index]
+        start = index * block
+        out = values[start : start + block]
+        part = codes[start // 2 : start // 2 + (out.size + 1) // 2]
+        for i in range(out.size // 2):
+            out[2 * i] = powers[part[i] & 15] * scale
+            out[2 * i + 1] = powers[part[i] >> 4] * scale
+        if out.size % 2:
+            out[out.size - 1] = powers[part[out.size // 2] & 15] * scale

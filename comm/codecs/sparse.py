@@ -6,11 +6,13 @@ as in Stich et al., Sparsified SGD with memory (arXiv 1809.07599).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .codec import Array, Message, as_float32, require_floats
+from .largest import largest
 
 
 class TopK:
@@ -43,9 +45,9 @@ class TopK:
         full = values.size // self.block * self.block
         places = np.empty((full // self.block, self.k), np.uint16)
         if full:
-            places[...] = _largest(values[:full].reshape(-1, self.block), self.k)
+            places[...] = largest(values[:full].reshape(-1, self.block), self.k)
         tail = self._of_tail(values.size)
-        places_of_tail = _largest(values[full:].reshape(1, -1), tail)[0] if tail else ()
+        places_of_tail = largest(values[full:].reshape(1, -1), tail)[0] if tail else ()
         sent = self._sent(values.size)
         where = message[: 2 * sent].view(np.uint16)
         where[: places.size], where[places.size :] = places.reshape(-1), places_of_tail
@@ -65,10 +67,15 @@ class TopK:
 
     def _indices(self, where: Array, count: int) -> Array:
         """Where the numbers are whose places in their blocks are given."""
-        starts = np.repeat(np.arange(count // self.block), self.k) * self.block
-        of_tail = np.full(self._of_tail(count), count // self.block * self.block)
-        indices: Array = np.concatenate([starts, of_tail]) + where
-        return indices
+        found: Array = _starts(count, self.block, self.k, self._of_tail(count)) + where
+        return found
+
+
+@lru_cache(maxsize=16)
+def _starts(count: int, block: int, k: int, of_tail: int) -> Array:
+    """Where the block begins of each number that is sent: ``k`` a block, and those of the tail."""
+    full = count // block
+    return np.repeat(np.arange(full + 1) * block, [*[k] * full, of_tail])
 
 
 class RandomK:
@@ -120,12 +127,3 @@ class RandomK:
     def _chosen(self, message: Message, count: int) -> Array:
         random = np.random.Generator(np.random.Philox(key=message[:16].view(np.uint64)))
         return np.sort(random.choice(count, self._sent(count), replace=False, shuffle=False))
-
-
-def _largest(blocks: Array, k: int) -> Array:
-    """Of every row the places of the ``k`` largest magnitudes, rising; NaN is the largest."""
-    if k == blocks.shape[1]:
-        return np.broadcast_to(np.arange(k), blocks.shape)
-    magnitudes = np.abs(blocks)
-    found: Array = np.sort(np.argpartition(magnitudes, -k, axis=1)[:, -k:], axis=1)
-    return found

@@ -20,6 +20,7 @@ from localsgd.comm.codecs import (
     TwoBit,
     check,
     keyed,
+    largest,
     scaled_loops,
 )
 from oracle import same_bits
@@ -149,6 +150,14 @@ def test_top_k_keeps_the_largest_of_every_block() -> None:
     assert error(many, sent(TopK(5, 64), many)) <= (1 - 5 / 64) * np.square(many).sum()
 
 
+@pytest.mark.parametrize("count", [8, 20_000])
+def test_of_equal_magnitudes_the_first_are_sent(count: int) -> None:
+    """In short buffers and, by the compiled loop, in long ones."""
+    found = sent(TopK(2, 8), np.resize(np.array([1, 2, -2, 2, 0, 2, 1, 2], np.float32), count))
+    assert found[:8].tolist() == [0, 2, -2, 0, 0, 0, 0, 0]
+    assert same_bits(found, np.resize(found[:8], count))
+
+
 def test_random_k_sends_a_choice_that_the_message_names() -> None:
     values = normal(400)
     codec = RandomK(0.25, seed=7)
@@ -173,7 +182,7 @@ def test_an_unbiased_random_k_is_right_on_average() -> None:
     assert (np.abs(found - values) <= 6 * np.abs(values) * np.sqrt(3 / draws)).all()
 
 
-@pytest.mark.parametrize("name", ["int8", "E3M0"])
+@pytest.mark.parametrize("name", ["int8", "E3M0", "top-k"])
 def test_compiled_loops_have_the_bits_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = normal(20_001)
     values[130:200] = 0
@@ -183,7 +192,8 @@ def test_compiled_loops_have_the_bits_of_numpy(name: str, monkeypatch: pytest.Mo
     codec = CODECS[name][0]
     messages = []
     for shortest in (1, 1 << 30):
-        monkeypatch.setattr(scaled_loops, "_LONG", shortest)
+        for module in (scaled_loops, largest):
+            monkeypatch.setattr(module, "_LONG", shortest)
         message = np.empty(codec.encoded_bytes(values.size), np.uint8)
         codec.encode(values, message)
         found = np.empty_like(values)
