@@ -7,7 +7,7 @@ are one-dimensional, contiguous and change in place, unless the method says othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -254,6 +254,19 @@ class Communicator(Protocol):
 
         Raises:
             MismatchError: if what comes from ``source`` has not as many bytes as ``receive``.
+        """
+
+    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array]) -> None:
+        """Sends to some ranks while receiving from some; concerns the ranks named alone.
+
+        All are begun before one is waited for, so that no order of ranks can lock.
+
+        Args:
+            sends: a buffer for every rank that gets one, other than this.
+            receives: where to put what comes from every rank that sends one, other than this.
+
+        Raises:
+            MismatchError: if what comes has not as many bytes as the place for it.
         """
 
     def gather(self, array: Array) -> list[Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -217,10 +217,16 @@ class Group:
             if dest == source == self.rank:
                 # Open MPI cuts what a rank sends itself without a word.
                 require_length(send.nbytes, receive.nbytes, source)
-            incoming = self._mail.receive(receive, source, DIRECT)
-            outgoing = self._mail.send(send, dest, DIRECT)
-            self._mail.wait(incoming, source)
-            self._mail.wait(outgoing, dest)
+            self._mail.exchange({dest: send}, {source: receive}, DIRECT)
+
+    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array]) -> None:
+        with self._collective:
+            for name, buffers in (("sends", sends), ("receives", receives)):
+                for peer, buffer in buffers.items():
+                    arguments.rank(name, peer, self.size)
+                    arguments.other(name, peer, self.rank)
+                    arguments.buffer(name, buffer, writeable=name == "receives")
+            self._mail.exchange(sends, receives, DIRECT)
 
     def gather(self, array: Array) -> list[Array]:
         with self._collective:
@@ -230,11 +236,9 @@ class Group:
             shapes = self._mail.collect([array.size, array.dtype.name])
             arrays = [np.empty(count, arguments.buffer_dtype(name)) for count, name in shapes]
             peers = [peer for peer in range(self.size) if peer != self.rank]
-            incoming = [(peer, self._mail.receive(arrays[peer], peer, GATHERED)) for peer in peers]
-            outgoing = [(peer, self._mail.send(array, peer, GATHERED)) for peer in peers]
             arrays[self.rank][...] = array
-            for peer, pieces in incoming + outgoing:
-                self._mail.wait(pieces, peer)
+            places = {peer: arrays[peer] for peer in peers}
+            self._mail.exchange(dict.fromkeys(peers, array), places, GATHERED)
             return arrays
 
     def barrier(self) -> None:

@@ -100,6 +100,12 @@ def rank(name: str, value: int, size: int) -> None:
         raise ValueError(f"{name} must be a rank below {size}, got {value}")
 
 
+def other(name: str, value: int, rank: int) -> None:
+    """Requires another rank than this one."""
+    if value == rank:
+        raise ValueError(f"{name} must name other ranks than this one, {rank}, got it, too")
+
+
 def whole_number(name: str, value: int, *, at_least: int) -> None:
     """Requires an integer of at least ``at_least``; booleans and floats are refused."""
     try:

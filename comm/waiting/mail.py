@@ -7,7 +7,7 @@ nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -61,6 +61,13 @@ class Mail:
         self._waiter.until(arrival.done, lambda: [source])
         self.received += arrival.nbytes - control
         return arrival.nbytes
+
+    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array], tag: int) -> None:
+        """Sends to ranks and receives from ranks; all is begun before one is waited for."""
+        incoming = [(peer, self.receive(into, peer, tag)) for peer, into in receives.items()]
+        outgoing = [(peer, self.send(content, peer, tag)) for peer, content in sends.items()]
+        for peer, pieces in incoming + outgoing:
+            self.wait(pieces, peer)
 
     def wait(self, pieces: Sequence[Pending], peer: int) -> None:
         """Returns once all pieces to or from ``peer`` are done."""

@@ -95,6 +95,26 @@ def test_sendrecv_passes_buffers_round_a_ring(workers: Workers) -> None:
     workers.run(body)
 
 
+def test_exchange_goes_to_and_from_many_at_once(workers: Workers) -> None:
+    """Rank r sends its number to all that are larger, in a buffer of r + 1 thousand."""
+
+    def body(comm: Communicator) -> None:
+        before = comm.traffic
+        mine = np.full(1000 * (comm.rank + 1), comm.rank, np.float32)
+        larger, smaller = range(comm.rank + 1, comm.size), range(comm.rank)
+        places = {peer: np.empty(1000 * (peer + 1), np.float32) for peer in smaller}
+        comm.exchange(dict.fromkeys(larger, mine), places)
+        assert all(set(place.tolist()) == {peer} for peer, place in places.items())
+        moved = comm.traffic - before
+        assert moved.sent == len(larger) * mine.nbytes
+        assert moved.received == sum(place.nbytes for place in places.values())
+        with pytest.raises(ValueError, match="sends must name other ranks than this one"):
+            comm.exchange({comm.rank: mine}, {})
+        comm.barrier()
+
+    workers.run(body)
+
+
 def test_messages_of_another_length_are_an_error_where_they_come(workers: Workers) -> None:
     """A byte too few and one too many, each to oneself where there is nobody else."""
 
