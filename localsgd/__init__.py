@@ -1,6 +1,6 @@
 """Local SGD: one model on many workers that talk rarely."""
 
-from localsgd import lr, optim, outer
+from localsgd import gossip, lr, optim, outer
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
     ElasticAverager,
@@ -73,6 +73,7 @@ __all__ = [
     "average_parameters",
     "codecs",
     "every",
+    "gossip",
     "lr",
     "optim",
     "outer",

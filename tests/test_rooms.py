@@ -42,6 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "averagers": {
         *("comm", "comm.codecs", "comm.contract", "checks", "arrays", "schedules", "outer"),
     },
+    "gossip": {
+        *("comm", "comm.codecs", "comm.contract", "checks", "arrays", "schedules", "averagers"),
+    },
     "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
     "training": {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "optim", "gradients", "lr"),
@@ -52,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
-        *("training", "methods"),
+        *("gossip", "training", "methods"),
     },
     "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},

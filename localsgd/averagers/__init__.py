@@ -1,7 +1,7 @@
 """What becomes of the workers' average."""
 
 from localsgd.averagers.agreeing import agreed_schedule
-from localsgd.averagers.averager import ModelAverager
+from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
@@ -15,6 +15,7 @@ __all__ = [
     "ElasticAverager",
     "GroupSize",
     "HierarchicalModelAverager",
+    "Kind",
     "ModelAverager",
     "OverlappedAverager",
     "PeriodicModelAverager",

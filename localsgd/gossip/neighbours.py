@@ -1,0 +1,106 @@
+"""One worker's messages to and from its neighbours in a round of gossip.
+
+Every rank knows from graph, size and round whom it sends to and hears from, and starts all messages
+before it waits for one; so no order of ranks can lock. Before the first number neighbours compare
+what they are about to do. Buffers go in windows, so that what comes takes little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import TypeAlias
+
+import numpy as np
+
+from localsgd.comm import MismatchError
+from localsgd.comm.contract import Array, Communicator
+from localsgd.gossip.graphs import Matrix
+
+# Elements of a window.
+WINDOW = 1 << 18
+
+# For every neighbour, and this rank, in rising order: its values of a window.
+Parts: TypeAlias = Mapping[int, Array]
+
+
+class Neighbours:
+    """Whom one worker hears from and tells, and by which weights."""
+
+    def __init__(self, comm: Communicator, weights: Matrix) -> None:
+        self._comm, rank = comm, comm.rank
+        row, column = weights[rank], weights[:, rank]
+        self.weights = {peer: float(row[peer]) for peer in np.flatnonzero(row).tolist()}
+        self._sources = [peer for peer in self.weights if peer != rank]
+        self._dests = [peer for peer in np.flatnonzero(column).tolist() if peer != rank]
+
+    def compare(self, words: str, step: int) -> None:
+        """Sees to it that neighbours are about to do the same.
+
+        Raises:
+            MismatchError: on both sides of every pair that is not.
+        """
+        key = int.from_bytes(blake2b(words.encode(), digest_size=7).digest(), "big")
+        found = self.gather(np.array([step, key], np.int64))
+        for peer, (theirs, of_theirs) in found.items():
+            if theirs != step:
+                raise MismatchError(
+                    f"neighbours must stand at the same step, got {step} on rank "
+                    f"{self._comm.rank} and {theirs} on rank {peer}"
+                )
+            if of_theirs != key:
+                raise MismatchError(
+                    f"neighbours must mix the same, got {words} on rank {self._comm.rank} and "
+                    f"something else on rank {peer}"
+                )
+
+    def gather(self, values: Array) -> dict[int, Array]:
+        """A small array of every source, and this rank's own, in rising order of ranks."""
+        places = {peer: np.empty_like(values) for peer in self._sources}
+        self._comm.exchange(dict.fromkeys(self._dests, values), places)
+        return {peer: places.get(peer, values) for peer in sorted({*places, self._comm.rank})}
+
+    def each_window(
+        self, buffers: Sequence[Array], use: Callable[[slice, Sequence[Parts]], None]
+    ) -> None:
+        """Calls ``use(place, parts)`` for every window of buffers that are equally long.
+
+        ``parts`` are for every buffer the values of all sources and this rank's own, before
+        ``use`` has changed any of that window.
+        """
+        for start in range(0, buffers[0].size, WINDOW):
+            place = slice(start, min(start + WINDOW, buffers[0].size))
+            use(place, [self.gather(buffer[place]) for buffer in buffers])
+
+
+def weighted_mean(parts: Parts, weights: Mapping[int, float]) -> Array:
+    """``Σ w_j x_j`` for weights that sum to 1: the shifted mean, in rising order of ranks.
+
+    As the group's own mean it keeps the bits of identical values, and of equal weights it has its
+    bits.
+    """
+    ranks = [rank for rank in parts if weights.get(rank)]
+    first, count = parts[ranks[0]], len(ranks)
+    wide = _wide(first)
+    equal = len({weights[rank] for rank in ranks}) == 1
+    shift = np.zeros_like(wide)
+    for rank in ranks[1:]:
+        difference = wide - _wide(parts[rank])
+        shift += difference if equal else difference * wide.dtype.type(weights[rank])
+    if equal:
+        shift /= wide.dtype.type(count)
+    result: Array = (wide - shift).astype(first.dtype, copy=False)
+    return result
+
+
+def weighted_sum(parts: Parts, weights: Mapping[int, float]) -> Array:
+    """``Σ w_j x_j``, in rising order of ranks."""
+    ranks = [rank for rank in parts if weights.get(rank)]
+    total = np.zeros_like(_wide(parts[ranks[0]]))
+    for rank in ranks:
+        total += _wide(parts[rank]) * total.dtype.type(weights[rank])
+    return total
+
+
+def _wide(values: Array) -> Array:
+    return values if values.dtype.itemsize >= 4 else values.astype(np.float32)

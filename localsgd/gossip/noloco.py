@@ -1,0 +1,141 @@
+"""NoLoCo: an outer step with one other worker at a time, and no round of all.
+
+Source: Kolehmainen et al., NoLoCo (arXiv 2506.10911), with its code's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.checks import agreed_among, checked_number, workers_of
+from localsgd.comm import NON_MEMBER
+from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.dtypes import work_dtype
+from localsgd.gossip.d_psgd import Gossip
+from localsgd.gossip.graphs import random_pairs
+from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
+from localsgd.schedules import Schedule
+
+
+class NoLoCoAverager(Gossip):
+    """Every worker keeps slow weights phi and a momentum m; of pairs drawn anew in every round
+
+        m_i   = mu m_i + nu mean(theta_j - phi_j) + gamma (mean(phi_j) - phi_i)
+        phi_i = phi_i + m_i        theta_i = phi_i
+
+    with the means over the pair. ``flush`` gives all the mean of theta, for phi, too; momenta stay.
+
+    Attributes:
+        lr, momentum, pull: nu, mu and gamma.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        comm: Communicator | None = None,
+        *,
+        lr: float = 0.7,
+        momentum: float = 0.5,
+        pull: float = 0.7,
+        seed: int = 0,
+    ) -> None:
+        """Collective: everything must be equal on all ranks.
+
+        Args:
+            schedule: when rounds are due; every 50 steps in the authors' code.
+            comm: the workers that take part; None means ``localsgd.world()``.
+            lr: how far to go where the pair has moved, at least 0.
+            momentum: in [0, 1).
+            pull: how far to go to the pair's slow weights, at least 0.
+            seed: of the pairs.
+
+        Raises:
+            TypeError, ValueError: for a number out of its range.
+            MismatchError: on every rank, if they differ.
+        """
+        comm = workers_of(comm)
+
+        def prepare() -> tuple[float, float, float]:
+            return (
+                checked_number("lr", lr),
+                checked_number("momentum", momentum, below=1.0),
+                checked_number("pull", pull),
+            )
+
+        numbers = agreed_among(comm, "numbers of NoLoCo", prepare, lambda made: [repr(made)])
+        self.lr, self.momentum, self.pull = numbers
+        super().__init__(schedule, random_pairs(seed), comm)
+        self._slow: list[Array] = []
+        self._momenta: list[Array] = []
+        self._loaded: Mapping[str, Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are slow weights."""
+        return bool(self._slow)
+
+    def begin(self, params: Arenas) -> None:
+        """Takes the parameters for the slow weights, or what was loaded. Not collective."""
+        if self.comm is NON_MEMBER:
+            return
+        arenas = as_arenas(params)
+        self._slow = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
+        self._momenta = [np.zeros_like(slow) for slow in self._slow]
+        if self._loaded is not None:
+            for mine, saved in self._pairs(self._loaded):
+                mine[...] = saved
+            self._loaded = None
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = self._loaded
+        if self.begun:
+            kept = {
+                "slow": [values.copy() for values in self._slow],
+                "momenta": [values.copy() for values in self._momenta],
+            }
+        return {**super().state_dict(), "slow weights": kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping) or "slow weights" not in state_dict:
+            raise ValueError(f"the state of NoLoCo must have 'slow weights', got {state_dict!r}")
+        saved = state_dict["slow weights"]
+        if saved is not None and self.begun:
+            for mine, values in self._pairs(saved):
+                if np.shape(values) != mine.shape:
+                    raise ValueError(
+                        f"saved slow weights must have shape {mine.shape}, got {np.shape(values)}"
+                    )
+        super().load_state_dict(state_dict)
+        self._slow, self._momenta, self._loaded = [], [], saved
+
+    def _pairs(self, saved: Mapping[str, Any]) -> list[tuple[Array, Any]]:
+        mine = [*self._slow, *self._momenta]
+        return list(zip(mine, [*saved["slow"], *saved["momenta"]], strict=True))
+
+    def _all_equal(self, arenas: Sequence[Arena]) -> None:
+        if not self.begun:
+            self.begin(arenas)
+        for slow, arena in zip(self._slow, arenas, strict=True):
+            slow[...] = arena.flat
+
+    def _mix(self, index: int, arena: Arena, neighbours: Neighbours) -> None:
+        if not self.begun:
+            raise ValueError("begin(params) must be called before the first local step, got none")
+        slow, momenta, flat = self._slow[index], self._momenta[index], arena.flat
+        number = slow.dtype.type
+        moved = flat - slow
+
+        def use(place: slice, parts: Sequence[Parts]) -> None:
+            moves, slows = (weighted_mean(part, neighbours.weights) for part in parts)
+            momentum, own = momenta[place], slow[place]
+            momentum *= number(self.momentum)
+            momentum += number(self.lr) * moves
+            momentum += number(self.pull) * (slows - own)
+            own += momentum
+            flat[place] = own
+
+        neighbours.each_window([moved, slow], use)

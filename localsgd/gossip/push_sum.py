@@ -1,0 +1,140 @@
+"""Stochastic gradient push: mixing on directed graphs whose columns sum to 1.
+
+Source: Assran et al., Stochastic Gradient Push (arXiv 1811.10792), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.averagers import Companion, Kind
+from localsgd.comm import NON_MEMBER
+from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.dtypes import work_dtype
+from localsgd.gossip.d_psgd import Gossip
+from localsgd.gossip.neighbours import Neighbours, Parts, weighted_sum
+
+
+class PushSumAverager(Gossip):
+    """Every worker keeps a numerator x and a weight w; its parameters are z = x / w.
+
+        x_i = Σ_j p_ij x_j        w_i = Σ_j p_ij w_j        z_i = x_i / w_i
+
+    Local steps change the parameters, and what they have moved since the last round is added to x
+    before it is mixed, as the method does. The sums of x and of w stay, to rounding, so that all z
+    go to the mean. ``flush`` and ``mean_of`` take the mean of x, whose weights are 1 on average.
+
+    Attributes:
+        weight: this worker's w; 1 at first.
+    """
+
+    _doubly = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Collective; arguments and errors as in ``Gossip``."""
+        super().__init__(*args, **kwargs)
+        self.weight = self._next = 1.0
+        self._numerators: list[Array] | None = None
+        self._loaded: Sequence[Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are numerators."""
+        return self._numerators is not None
+
+    def begin(self, params: Arenas) -> None:
+        """Takes the parameters for the numerators, or what was loaded. Not collective."""
+        if self.comm is NON_MEMBER:
+            return
+        self._numerators = _wide(as_arenas(params))
+        if self._loaded is not None:
+            for mine, values in zip(self._numerators, self._loaded, strict=True):
+                mine[...] = values
+            self._loaded = None
+
+    def mean_of(self, params: Arenas) -> dict[str, Array]:
+        """The mean of the numerators with what local steps have moved; collective."""
+        found: dict[str, Array] = {}
+        for index, arena in enumerate(as_arenas(params)):
+            flat = arena.flat.copy()
+            if self.comm is not NON_MEMBER:
+                if not self.begun:
+                    self.begin(params)
+                flat[...] = self._moved(index, arena)
+                self.comm.allreduce(flat, "mean")
+            found.update(arena.layout.views(flat))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = self._loaded if self._numerators is None else [x.copy() for x in self._numerators]
+        return {**super().state_dict(), "weight": self.weight, "numerators": kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for key in ("weight", "numerators"):
+            if not isinstance(state_dict, Mapping) or key not in state_dict:
+                raise ValueError(f"the state of push-sum must have {key!r}, got {state_dict!r}")
+        weight, saved = float(state_dict["weight"]), state_dict["numerators"]
+        if not weight > 0:
+            raise ValueError(f"weight must be above 0, got {weight}")
+        if saved is not None and self._numerators is not None:
+            shapes = [x.shape for x in self._numerators]
+            if [np.shape(values) for values in saved] != shapes:
+                raise ValueError(
+                    f"saved numerators must have shapes {shapes}, got "
+                    f"{[np.shape(values) for values in saved]}"
+                )
+        super().load_state_dict(state_dict)
+        self.weight = self._next = weight
+        self._numerators, self._loaded = None, saved
+
+    def _round(
+        self,
+        arenas: Sequence[Arena],
+        group: Communicator,
+        along: Sequence[Companion],
+        kind: Kind,
+        step: int,
+    ) -> bool:
+        if not self.begun:
+            self.begin(arenas)
+        if kind == "flush":
+            # A plain mean is then the mean of the numerators.
+            for index, arena in enumerate(arenas):
+                arena.flat[...] = self._moved(index, arena)
+        held = super()._round(arenas, group, along, kind, step)
+        self.weight = self._next
+        return held
+
+    def _all_equal(self, arenas: Sequence[Arena]) -> None:
+        self._next, self._numerators = 1.0, _wide(arenas)
+
+    def _mix(self, index: int, arena: Arena, neighbours: Neighbours) -> None:
+        assert self._numerators is not None
+        flat, numerator = arena.flat, self._numerators[index]
+        numerator[...] = self._moved(index, arena)
+        if index == 0:
+            weights = neighbours.gather(np.array([self.weight]))
+            self._next = float(weighted_sum(weights, neighbours.weights)[0])
+
+        def use(place: slice, parts: Sequence[Parts]) -> None:
+            mixed = weighted_sum(parts[0], neighbours.weights)
+            numerator[place] = mixed
+            flat[place] = mixed / mixed.dtype.type(self._next)
+
+        neighbours.each_window([numerator], use)
+
+    def _moved(self, index: int, arena: Arena) -> Array:
+        """The numerator, with what the parameters have moved since the last round."""
+        assert self._numerators is not None
+        numerator = self._numerators[index]
+        moved: Array = numerator + (arena.flat - numerator / numerator.dtype.type(self.weight))
+        return moved
+
+
+def _wide(arenas: Sequence[Arena]) -> list[Array]:
+    """Copies of the parameters, in float32 for half precisions."""
+    return [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
