@@ -1,0 +1,54 @@
+"""The core's gossip on torch's parameters gives the bits of that on numpy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Parameter
+
+import localsgd.torch as ours
+from localsgd import Arena, Communicator, ModelAverager, every, gossip, run_threads
+from localsgd.comm.codecs import Int8
+
+KINDS: dict[str, Callable[[Communicator], ModelAverager]] = {
+    "D-PSGD": lambda comm: gossip.GossipAverager(every(2), gossip.ring(), comm),
+    "push-sum": lambda comm: gossip.PushSumAverager(every(2), gossip.exponential(), comm),
+    "NoLoCo": lambda comm: gossip.NoLoCoAverager(every(2), comm),
+    "CHOCO": lambda comm: gossip.ChocoAverager(every(2), gossip.ring(), Int8(8), 0.5, comm),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_gives_the_bits_of_numpy(kind: str) -> None:
+    def work(comm: Communicator) -> None:
+        arena = Arena({"a": np.ones((3, 2), np.float32), "b": np.zeros(5, np.float32)}, comm)
+        params = {"a": Parameter(torch.ones(3, 2)), "b": Parameter(torch.zeros(5))}
+        averager = KINDS[kind](comm)
+        averager.begin(arena)
+        training = ours.PostLocalSGDOptimizer(
+            torch.optim.SGD(params.items(), lr=0.1), KINDS[kind](comm)
+        )
+        random = np.random.default_rng(comm.rank)
+
+        def same() -> bool:
+            mine: Any = [param.detach().numpy().tobytes() for param in params.values()]
+            return b"".join(mine) == arena.flat.tobytes()
+
+        for _ in range(7):
+            for name, param in params.items():
+                move = random.normal(size=arena[name].shape).astype(np.float32)
+                arena[name][...] += move
+                param.grad = torch.zeros_like(param)
+                param.detach().add_(torch.from_numpy(move))
+            averager.average_parameters(arena)
+            training.step()
+            assert same()
+        averager.flush(arena)
+        training.flush()
+        assert same()
+
+    run_threads(4, work, hosts="2+2")
