@@ -127,7 +127,7 @@ class PostLocalSGDOptimizer(Optimizer):
             self.gradients.check_step()
         counts = not makes_state(self.param_groups)
         # A closure may be what gives lazy parameters their memory.
-        if counts and (closure is None or self._has_outer()):
+        if counts and (closure is None or self._goes_from_somewhere()):
             self._begin()
         loss = self._inner_step(closure)
         if counts:
@@ -287,8 +287,9 @@ class PostLocalSGDOptimizer(Optimizer):
         """
         return True
 
-    def _has_outer(self) -> bool:
-        return isinstance(self.averager, CoreAverager) and self.averager.averager.outer is not None
+    def _goes_from_somewhere(self) -> bool:
+        """Whether the averager must know the parameters before the first step changes them."""
+        return isinstance(self.averager, CoreAverager) and not self.averager.averager.begun
 
     def _begin(self) -> None:
         """Lets the averager know the parameters that training begins with."""

@@ -32,6 +32,7 @@ def test_torch_gives_the_bits_of_numpy(kind: str) -> None:
         training = ours.PostLocalSGDOptimizer(
             torch.optim.SGD(params.items(), lr=0.1), KINDS[kind](comm)
         )
+        training.averager.begin(training.param_groups)
         random = np.random.default_rng(comm.rank)
 
         def same() -> bool:
