@@ -7,6 +7,7 @@ from localsgd.averagers import (
     HierarchicalModelAverager,
     ModelAverager,
     OverlappedAverager,
+    Participation,
     PeriodicModelAverager,
     StreamingAverager,
     average_parameters,
@@ -34,7 +35,7 @@ from localsgd.methods import (
     SlowMo,
     StreamingDiLoCo,
 )
-from localsgd.schedules import Schedule, aligned, every, post_local, when
+from localsgd.schedules import Schedule, aligned, every, post_local, quadratic, when
 from localsgd.training import PostLocalSGDOptimizer
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "ModelAverager",
     "OverlappedAverager",
     "OverlappedSGD",
+    "Participation",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
     "RandomStreams",
@@ -78,6 +80,7 @@ __all__ = [
     "optim",
     "outer",
     "post_local",
+    "quadratic",
     "run_threads",
     "solo",
     "when",

@@ -7,6 +7,7 @@ from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
+from localsgd.averagers.participation import Participation
 from localsgd.averagers.periodic import PeriodicModelAverager
 from localsgd.averagers.streaming import StreamingAverager
 
@@ -18,6 +19,7 @@ __all__ = [
     "Kind",
     "ModelAverager",
     "OverlappedAverager",
+    "Participation",
     "PeriodicModelAverager",
     "StreamingAverager",
     "agreed_schedule",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from localsgd.averagers.participation import Participation
 from localsgd.checks import agreed_among, words_of
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Communicator
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
@@ -31,3 +33,22 @@ def agreed_outer(comm: Communicator, outer: OuterOptimizer | None) -> OuterOptim
         return outer
 
     return agreed_among(comm, "outer optimizers", prepare, lambda made: [repr(made)])
+
+
+def agreed_participation(
+    comm: Communicator, participation: Participation | None
+) -> Participation | None:
+    """The sample of workers that give, once valid and equal on every rank. Collective.
+
+    Raises:
+        TypeError, ValueError, MismatchError: if it is none, or of more workers than there are.
+    """
+
+    def prepare() -> Participation | None:
+        if participation is not None and not isinstance(participation, Participation):
+            raise TypeError(f"participation must be a Participation, got {participation!r}")
+        if participation is not None and comm is not NON_MEMBER:
+            participation.members(comm.size, 0)
+        return participation
+
+    return agreed_among(comm, "participations", prepare, lambda made: [repr(made)])

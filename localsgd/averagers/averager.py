@@ -1,9 +1,8 @@
 """What becomes of the workers' average: count local steps, and when one is due, hold a round.
 
 The step counter here is the only one in the library. An averager is a schedule, a group of
-workers and a rule for the mean; plain averaging has the empty rule. An outer optimizer makes the
-next parameters of the last agreed ones and the mean (DiLoCo, SlowMo, FedOpt). Any other method is
-a subclass that gives ``update_of`` and ``mix``, and sees this rank's shard of the mean in
+workers and a rule for the mean: the empty one, an outer optimizer (DiLoCo, SlowMo, FedOpt), or that
+of a subclass that gives ``update_of`` and ``mix`` and sees this rank's shard of the mean in
 cache-sized blocks before it is written back.
 """
 
@@ -14,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.agreeing import agreed_participation, agreed_schedule
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.outer_steps import OuterSteps
+from localsgd.averagers.participation import Participation
 from localsgd.averagers.weighing import Weighing
 from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
@@ -51,6 +51,7 @@ class ModelAverager(Weighing):
         outer: OuterOptimizer | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        participation: Participation | None = None,
     ) -> None:
         """Collective: schedule, outer optimizer and codec must be equal on all ranks.
 
@@ -62,6 +63,8 @@ class ModelAverager(Weighing):
             compress: how hosts send what they have moved in a round of all workers; None sends
                 the parameters as they are.
             error_feedback: whether what a codec has lost is sent in later rounds.
+            participation: which workers give to a round of all; None: all do. In ``mean_of`` and
+                flushes they do as well.
 
         Raises:
             TypeError: if ``schedule`` has no ``due``, ``outer`` is no outer optimizer, or
@@ -76,6 +79,7 @@ class ModelAverager(Weighing):
             return schedule
 
         self.schedule = agreed_schedule(self.comm, prepare)
+        self.participation = agreed_participation(self.comm, participation)
         self.step = self.rounds = 0
         self.traffic = Traffic()
         self._ledger = Ledger(1)
@@ -257,10 +261,6 @@ class ModelAverager(Weighing):
                 raise
             self.comm.allreduce(flat, "mean")
 
-    def _may_be_without_weight(self, group: Communicator) -> bool:
-        """Whether it is no error that nobody in a group weighs anything. Collective."""
-        return self.uneven or any(group.collect(self._ledger.skipped))
-
     def _round(
         self,
         arenas: Sequence[Arena],
@@ -269,7 +269,8 @@ class ModelAverager(Weighing):
         kind: Kind,
         step: int,
     ) -> bool:
-        before, weight = group.traffic, self._weight(group, step)
+        sampled = kind == "round" and step > self._outer.together
+        before, weight = group.traffic, self._weight(group, step, sampled=sampled)
         updates, words, mix = self._updates(arenas, group, kind, step)
         codecs = self._compressed.codecs(arenas, group, step)
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]

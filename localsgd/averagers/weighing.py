@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from localsgd.averagers.ledger import Ledger
+from localsgd.averagers.participation import Participation
 from localsgd.checks import checked_count
+from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Communicator
 
 
@@ -18,10 +20,12 @@ class Weighing:
     Attributes:
         step: the number of local steps counted so far.
         comm: the workers that take part.
+        participation: a sample of the workers that give to a round of all; None: all do.
     """
 
     step: int
     comm: Communicator
+    participation: Participation | None = None
     _ledger: Ledger
 
     def allow_uneven(self, allowed: bool) -> None:
@@ -75,5 +79,19 @@ class Weighing:
     def _level_of(self, group: Communicator) -> int:
         return next((i for i, level in enumerate(self.levels) if level is group), 0)
 
-    def _weight(self, group: Communicator, step: int) -> float | None:
-        return self._ledger.weight(self._level_of(group), step)
+    def gives_after(self, step: int) -> bool:
+        """Whether this worker gives to a round of all after that step, or only takes its result."""
+        if self.participation is None or self.comm is NON_MEMBER:
+            return True
+        return self.comm.rank in self.participation.members(self.comm.size, step)
+
+    def _may_be_without_weight(self, group: Communicator) -> bool:
+        """Whether it is no error that nobody in a group weighs anything. Collective."""
+        return self.uneven or any(group.collect(self._ledger.skipped))
+
+    def _weight(self, group: Communicator, step: int, *, sampled: bool = False) -> float | None:
+        """What this worker weighs; ``sampled`` in rounds to which not all workers give."""
+        weight = self._ledger.weight(self._level_of(group), step)
+        if not sampled or self.participation is None or group is not self.comm:
+            return weight
+        return (1.0 if weight is None else weight) if self.gives_after(step) else 0.0

@@ -2,6 +2,7 @@
 
 from localsgd.schedules.fixed import Schedule, aligned, every, post_local, when
 from localsgd.schedules.in_turn import Streaming
+from localsgd.schedules.quadratic import quadratic
 
 __all__ = [
     "Schedule",
@@ -9,5 +10,6 @@ __all__ = [
     "aligned",
     "every",
     "post_local",
+    "quadratic",
     "when",
 ]
