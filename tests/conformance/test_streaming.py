@@ -138,7 +138,7 @@ def test_what_arrives_is_equal_everywhere_and_flush_makes_all_equal(workers: Wor
             averager.average_parameters(arenas)
             for index in averager.streaming.arriving(step):
                 for arena in arenas:
-                    for name in set(PLAN[index]) & set(arena.names):
+                    for name in sorted(set(PLAN[index]) & set(arena.names)):
                         found = every_rank(comm, arena[name].reshape(-1))
                         assert len({values.tobytes() for values in found}) == 1
         assert averager.flush(arenas)
