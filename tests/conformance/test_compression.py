@@ -11,13 +11,11 @@ import pytest
 from backends import Workers
 from localsgd import Arena, Communicator, MismatchError, ModelAverager, every, outer
 from localsgd.averagers import StreamingAverager
-from localsgd.comm.codecs import E3M0, FLOAT16, Codec, Int8, RandomK, Sign, TopK, TwoBit
+from localsgd.comm.codecs import E3M0, FLOAT16, Codec, Int8, RandomK, Sign, TopK
 
 CODECS: dict[str, Callable[[], Codec]] = {
     "int8": lambda: Int8(8, stochastic=True),
     "E3M0": lambda: E3M0(8),
-    "2 bits": lambda: TwoBit(8),
-    "sign": lambda: Sign(8),
     "top-k": lambda: TopK(3, 16),
     "random-k": lambda: RandomK(0.3),
 }
