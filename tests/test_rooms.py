@@ -170,6 +170,17 @@ def test_the_folder_of_a_test_is_that_of_its_source() -> None:
             assert any((place / "__init__.py").exists() for place in beside), path
 
 
+def test_no_room_of_the_picture_hides_another_or_is_cut_off() -> None:
+    numbers = r'<rect x="(-?\d+)" y="(\d+)" width="(\d+)" height="(\d+)"'
+    found = [tuple(map(int, words)) for words in re.findall(numbers, rooms.drawing())]
+    assert len(found) == len(rooms.arrows())
+    for index, (x, y, width, height) in enumerate(found):
+        assert x >= 0 and x + width <= rooms.WIDTH
+        for left, above, wide, high in found[:index]:
+            beside = x >= left + wide or left >= x + width
+            assert beside or y >= above + high or above >= y + height
+
+
 def test_the_picture_of_the_rooms_is_what_its_script_draws_now() -> None:
     """``python docs/pictures/rooms.py`` draws it anew."""
     assert (ROOT / "docs/pictures/rooms.svg").read_text() == rooms.drawing()
