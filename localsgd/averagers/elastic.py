@@ -1,7 +1,9 @@
 """Elastic averaging: workers and a centre pull at each other, and are never equal.
 
-Source: Zhang, Choromanska and LeCun, Deep learning with elastic averaging SGD (arXiv 1412.6651),
-the synchronous form.
+Source: Zhang, Choromanska and LeCun, Deep learning with elastic averaging SGD (arXiv 1412.6651).
+In the order of Wang and Joshi, Cooperative SGD (arXiv 1808.07576): a round follows the local
+steps, and the next gradient is taken where it ends. The paper's workers take the force and that
+gradient at the same point; to first order in the rates the two agree.
 """
 
 from __future__ import annotations

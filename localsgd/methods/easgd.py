@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class EASGD(FrontDoor):
-    """Zhang, Choromanska and LeCun (arXiv 1412.6651), synchronous; ``mean()`` is the centre."""
+    """Zhang, Choromanska and LeCun (arXiv 1412.6651), in rounds; ``mean()`` is the centre.
+
+    ``localsgd.averagers.ElasticAverager`` says in which order.
+    """
 
     def __init__(
         self,
