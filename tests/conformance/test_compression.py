@@ -14,9 +14,7 @@ from localsgd.averagers import StreamingAverager
 from localsgd.comm.codecs import E3M0, FLOAT16, Codec, Int8, RandomK, Sign, TopK
 
 CODECS: dict[str, Callable[[], Codec]] = {
-    "int8": lambda: Int8(8, stochastic=True),
     "E3M0": lambda: E3M0(8),
-    "top-k": lambda: TopK(3, 16),
     "random-k": lambda: RandomK(0.3),
 }
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}

@@ -50,27 +50,6 @@ def test_training_is_the_written_out_algorithm_after_every_step(
     workers.run(body)
 
 
-def test_resuming_is_never_having_stopped(workers: Workers) -> None:
-    def body(comm: Communicator) -> None:
-        def trained(averager: ElasticAverager, arena: Arena, steps: range) -> None:
-            for step in steps:
-                arena.flat[...] = move(comm.rank, step, arena.flat)
-                averager.average_parameters(arena)
-
-        whole, arena = (Arena({"x": np.ones(5)}, comm, grad=False) for _ in range(2))
-        averager, later = (ElasticAverager(every(3), comm) for _ in range(2))
-        averager.begin(whole)
-        trained(averager, whole, range(1, 5))
-        later.load_state_dict(averager.state_dict())
-        arena.flat[...] = whole.flat
-        later.begin(arena)
-        trained(averager, whole, range(5, 11))
-        trained(later, arena, range(5, 11))
-        assert arena.flat.tobytes() == whole.flat.tobytes()
-
-    workers.run(body)
-
-
 def test_rates_out_of_range_are_an_error_on_every_rank(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
         last = comm.rank == comm.size - 1

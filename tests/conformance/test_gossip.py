@@ -10,7 +10,7 @@ import pytest
 
 from backends import Workers
 from localsgd import Arena, Communicator, MismatchError, ModelAverager, every, gossip
-from localsgd.comm.codecs import FLOAT16, TopK
+from localsgd.comm.codecs import FLOAT16
 from localsgd.gossip import (
     ChocoAverager,
     GossipAverager,
@@ -148,40 +148,6 @@ def test_choco_is_the_written_out_method(workers: Workers) -> None:
             public = public + (x - public).astype(np.float16)
             np.testing.assert_allclose(arena.flat, x[comm.rank], rtol=0, atol=1e-3)
             assert (np.abs(arena.flat - x[comm.rank]) < 1e-11).mean() > 0.5
-
-    workers.run(body)
-
-
-def made(kind: str, comm: Communicator) -> ModelAverager:
-    if kind == "d-psgd":
-        return GossipAverager(every(2), gossip.one_peer_exponential(), comm)
-    if kind == "push-sum":
-        return PushSumAverager(every(2), gossip.matrix(column_stochastic(comm.size)), comm)
-    if kind == "noloco":
-        return NoLoCoAverager(every(2), comm)
-    return ChocoAverager(every(2), gossip.ring(), TopK(2, 8), 0.3, comm)
-
-
-@pytest.mark.parametrize("kind", ["d-psgd", "push-sum", "noloco", "choco"])
-def test_resuming_is_never_having_stopped(workers: Workers, kind: str) -> None:
-    """To the bit, in the middle of a rotation."""
-
-    def body(comm: Communicator) -> None:
-        def train(averager: ModelAverager, arena: Arena, steps: range) -> None:
-            for step in steps:
-                arena.flat[...] = move(comm.rank, step, arena.flat)
-                averager.average_parameters(arena)
-
-        whole, arena = (Arena({"x": np.ones(17)}, comm, grad=False) for _ in range(2))
-        averager, later = made(kind, comm), made(kind, comm)
-        averager.begin(whole)
-        train(averager, whole, range(1, 6))
-        later.load_state_dict(averager.state_dict())
-        arena.flat[...] = whole.flat
-        later.begin(arena)
-        train(averager, whole, range(6, 12))
-        train(later, arena, range(6, 12))
-        assert arena.flat.tobytes() == whole.flat.tobytes()
 
     workers.run(body)
 

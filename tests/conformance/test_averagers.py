@@ -1,0 +1,178 @@
+"""What every averager promises, whatever its method, on every backend and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from backends import Workers
+from localsgd import (
+    NON_MEMBER,
+    Arena,
+    Communicator,
+    ElasticAverager,
+    HierarchicalModelAverager,
+    ModelAverager,
+    OverlappedAverager,
+    Participation,
+    PeriodicModelAverager,
+    StreamingAverager,
+    codecs,
+    every,
+    gossip,
+    optim,
+    outer,
+    quadratic,
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An averager, and what it promises.
+
+    Attributes:
+        make: makes it; its first round of all is after a step of at most 3.
+        equal: whether workers are equal after a round of all.
+        samples: whether workers may weigh by samples.
+    """
+
+    make: Callable[[Communicator], ModelAverager]
+    equal: bool = True
+    samples: bool = True
+
+
+def nesterov() -> outer.OuterOptimizer:
+    return outer.SGD(0.7, momentum=0.9, nesterov=True)
+
+
+KINDS: dict[str, Kind] = {
+    "every": Kind(lambda comm: ModelAverager(every(2), comm)),
+    "every, together first": Kind(lambda comm: ModelAverager(every(3, synchronous_steps=2), comm)),
+    "quadratic": Kind(lambda comm: ModelAverager(quadratic(2, 1.0, lambda _: 0.9), comm)),
+    "periodic": Kind(lambda comm: PeriodicModelAverager(3, 1, comm)),
+    "hierarchical": Kind(
+        lambda comm: HierarchicalModelAverager({2: "host", 4: "world"}, 1, comm), equal=False
+    ),
+    "diloco": Kind(lambda comm: ModelAverager(every(2), comm, outer=nesterov())),
+    "adam outside": Kind(
+        lambda comm: ModelAverager(every(2), comm, outer=outer.using(optim.Adam, lr=0.1))
+    ),
+    "yogi outside": Kind(lambda comm: ModelAverager(every(2), comm, outer=outer.Yogi(0.1))),
+    "slowmo": Kind(
+        lambda comm: ModelAverager(every(2), comm, outer=outer.SlowMo(lambda: 0.1, beta=0.6))
+    ),
+    "int8": Kind(
+        lambda comm: ModelAverager(
+            every(2), comm, compress=codecs.Int8(8, stochastic=True), outer=nesterov()
+        )
+    ),
+    "top-k": Kind(lambda comm: ModelAverager(every(2), comm, compress=codecs.TopK(2, 8))),
+    "a sample of workers": Kind(
+        lambda comm: ModelAverager(every(2), comm, participation=Participation(0.5))
+    ),
+    "streaming": Kind(
+        lambda comm: StreamingAverager(
+            4, 2, comm, outer=nesterov(), delay=3, mixing=0.5, compress=codecs.E3M0(8)
+        ),
+        equal=False,
+    ),
+    "overlapped": Kind(lambda comm: OverlappedAverager(3, 2, comm), equal=False),
+    "elastic": Kind(lambda comm: ElasticAverager(every(2), comm), equal=False),
+    "d-psgd": Kind(
+        lambda comm: gossip.GossipAverager(every(2), gossip.one_peer_exponential(), comm),
+        equal=False,
+        samples=False,
+    ),
+    "push-sum": Kind(
+        lambda comm: gossip.PushSumAverager(every(2), gossip.exponential(), comm),
+        equal=False,
+        samples=False,
+    ),
+    "noloco": Kind(lambda comm: gossip.NoLoCoAverager(every(2), comm), equal=False, samples=False),
+    "choco": Kind(
+        lambda comm: gossip.ChocoAverager(every(2), gossip.ring(), codecs.TopK(2, 8), 0.3, comm),
+        equal=False,
+        samples=False,
+    ),
+}
+
+
+def arenas(comm: Communicator) -> list[Arena]:
+    return [
+        Arena({"a": np.ones((3, 4)), "b": np.zeros(5)}, comm, grad=False),
+        Arena({"c": np.ones(9, np.float32)}, comm, grad=False),
+    ]
+
+
+def train(kind: Kind, averager: ModelAverager, params: list[Arena], steps: range) -> list[bool]:
+    """Takes steps that depend on where a worker stands; says after which a round was held."""
+    held = []
+    for step in steps:
+        for arena in params:
+            rank, index = arena.comm.rank, np.arange(arena.flat.size)
+            arena.flat[...] -= 0.05 * (rank + 1) * (arena.flat - np.cos(index + rank + step))
+        if kind.samples:
+            averager.record_samples(arena.comm.rank + step)
+        held.append(averager.average_parameters(params))
+    return held
+
+
+def are_equal(comm: Communicator, params: list[Arena]) -> bool:
+    return all(
+        len({values.tobytes() for values in comm.gather(arena.flat)}) == 1 for arena in params
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
+    """In place; equal after rounds, if it says so, and after a flush; the step is counted; a resume
+
+    at any step goes on with the same bits, in averagers that have begun and in others.
+    """
+    kind = KINDS[name]
+
+    def body(comm: Communicator) -> None:
+        whole, averager = arenas(comm), kind.make(comm)
+        seen = [(arena.flat, list(arena.values())) for arena in whole]
+        averager.begin(whole)
+        saved = []
+        for step in range(1, 8):
+            (held,) = train(kind, averager, whole, range(step, step + 1))
+            assert averager.step == step
+            if held and kind.equal:
+                assert are_equal(comm, whole)
+            saved.append((averager.state_dict(), [arena.flat.copy() for arena in whole]))
+        assert averager.rounds > 0
+        assert all(np.shares_memory(view, flat) for flat, views in seen for view in views)
+        for stop in (3, 4):
+            params, later = arenas(comm), kind.make(comm)
+            state, flats = saved[stop - 1]
+            if stop == 4:
+                later.begin(params)
+            later.load_state_dict(state)
+            for arena, flat in zip(params, flats, strict=True):
+                arena.flat[...] = flat
+            if not later.begun:
+                later.begin(params)
+            train(kind, later, params, range(stop + 1, 8))
+            for one, other in zip(params, whole, strict=True):
+                assert one.flat.tobytes() == other.flat.tobytes()
+        assert averager.flush(whole)
+        assert are_equal(comm, whole) and averager.step == 7
+        mean = averager.mean_of(whole)
+        assert set(mean) == {"a", "b", "c"} and mean["a"].shape == (3, 4)
+
+    workers.run(body)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_outside_of_the_group_a_worker_only_counts(name: str) -> None:
+    averager = KINDS[name].make(NON_MEMBER)
+    arena = Arena({"x": np.ones(3)}, grad=False)
+    for _ in range(5):
+        assert not averager.average_parameters(arena)
+    assert averager.step == 5 and averager.rounds == 0
+    assert not averager.flush(arena) and arena.flat.tolist() == [1.0] * 3
