@@ -236,9 +236,8 @@ class StreamingAverager(ModelAverager):
                 companion.join(self.comm, weight)
             words += [companion.words for companion in along]
         label = ", ".join(word for word in words if word)
-        self._streams[index].leave(
-            arenas, outer, weight, label, behind=behind, keep_progress=self._keeps_progress
-        )
+        keeps = self._keeps_progress and behind
+        self._streams[index].leave(arenas, outer, weight, label, behind=behind, keep_progress=keeps)
         self._ledger.settle(index, step)
 
     def _arrive(self, stream: Stream, arenas: Sequence[Arena], mixing: float) -> bool:
