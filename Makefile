@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SIZES := 1 2 3 4 6
 LIMIT := timeout --kill-after=10 300
+JOBS := 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-single test-torch $(SIZES:%=test-%) soak check bench bench-torch bench-hosts clean
@@ -14,7 +15,8 @@ help: ## List the targets
 demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous against local SGD
 	.venv/bin/localsgd run -n 4 examples/digits.py
 
-test: test-single $(SIZES:%=test-%) test-torch ## Everything: one process, every size on both MPIs, and torch
+test: ## Everything, two suites at a time: one process, every size on both MPIs, and torch
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-torch
 
 test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q
