@@ -2,7 +2,7 @@
 
 from localsgd.arrays.arena import Arena, Arenas, FlatArrays, Subset, as_arenas
 from localsgd.arrays.buffers import Buffers, require_equal
-from localsgd.arrays.fragments import Plan, balanced, checked_plan, strided
+from localsgd.arrays.fragments import Plan, balanced, checked_plan, fragments_of, strided
 from localsgd.arrays.layout import check_arrays
 from localsgd.arrays.rules import (
     Derived,
@@ -29,6 +29,7 @@ __all__ = [
     "check_arrays",
     "checked_plan",
     "checked_rules",
+    "fragments_of",
     "matched_rules",
     "require_equal",
     "strided",

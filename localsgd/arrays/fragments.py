@@ -71,10 +71,9 @@ def checked_plan(params: Arenas, plan: int | Plan) -> list[list[str]]:
         TypeError: for anything else.
         ValueError: if a parameter stands nowhere or twice, a name is none, or a fragment is empty.
     """
+    fragments_of(plan)
     if isinstance(plan, int):
         return balanced(params, plan)
-    if not isinstance(plan, Sequence) or any(isinstance(names, str) for names in plan):
-        raise TypeError(f"fragments must be a number or lists of names, got {plan!r}")
     sizes, found = _sizes(params), [list(names) for names in plan]
     given = [name for names in found for name in names]
     _check_names(given, sizes)
@@ -87,6 +86,20 @@ def checked_plan(params: Arenas, plan: int | Plan) -> list[list[str]]:
             f"every parameter must be in one fragment, got {missing} in none, {twice} in several"
         )
     return found
+
+
+def fragments_of(plan: int | Plan) -> int:
+    """How many fragments a plan has.
+
+    Raises:
+        TypeError: for what is no plan.
+        ValueError: unless it has one.
+    """
+    if isinstance(plan, int):
+        return checked_count("fragments", plan, at_least=1)
+    if not isinstance(plan, Sequence) or any(isinstance(names, str) for names in plan):
+        raise TypeError(f"fragments must be a number or lists of names, got {plan!r}")
+    return checked_count("fragments", len(plan), at_least=1)
 
 
 def _sizes(params: Arenas) -> dict[str, int]:

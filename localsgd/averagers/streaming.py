@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan
+from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan, fragments_of
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
@@ -79,7 +79,7 @@ class StreamingAverager(ModelAverager):
                 raise ValueError(f"mixing must be at most 1, got {mixing}")
             if share and checked_flag("keep_progress", keep_progress):
                 raise ValueError(f"keep_progress must have mixing 0, got {mixing}")
-            count = fragments if isinstance(fragments, int) else len(fragments)
+            count = fragments_of(fragments)
             return Streaming(period, count, delay, synchronous_steps, warmup_steps)
 
         def words(made: Streaming) -> list[str]:

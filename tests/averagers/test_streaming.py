@@ -175,6 +175,7 @@ def test_in_a_wrapper_with_state_along_and_uneven_ends() -> None:
             lambda: StreamingAverager(4, 2, solo(), mixing=0.5, keep_progress=True),
             "keep_progress must have mixing 0, got 0.5",
         ),
+        (lambda: StreamingAverager(4, [], solo()), "fragments must be at least 1, got 0"),
         (lambda: OverlappedAverager(2, 3, solo()), "delay must be at most the period, 2, got 3"),
     ],
 )
