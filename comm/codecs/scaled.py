@@ -116,6 +116,7 @@ class Int8(Scaled):
         blocks = self._blocks(values)
         with np.errstate(all="ignore"):
             scales[...] = np.abs(blocks).max(axis=1) / np.float32(127)
+            scales[scales < np.finfo(np.float32).tiny] = 0
             steps = values / self._spread(scales, values.size)
             random = np.random.Generator(np.random.Philox(key=[self._seed, self._key]))
             steps = np.floor(steps + random.random(values.size, np.float32))
@@ -146,7 +147,11 @@ class E3M0(Scaled):
 
 
 class TwoBit(Scaled):
-    """Four levels, which are best for normal numbers of the block's root mean square."""
+    """Four levels, which are best for normal numbers of the block's root mean square.
+
+    Of a block with one number much larger than the others little is kept; error feedback then
+    takes many rounds.
+    """
 
     bits = 2
 

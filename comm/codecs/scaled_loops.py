@@ -15,6 +15,8 @@ from ..compiled import compiled
 from .codec import Array
 
 _LONG = 16_384
+# The smallest number that is not subnormal.
+_LEAST = np.float32(np.finfo(np.float32).tiny)
 
 
 def encode_int8(values: Array, scales: Array, codes: Array, block: int) -> None:
@@ -27,6 +29,8 @@ def encode_int8(values: Array, scales: Array, codes: Array, block: int) -> None:
         for index in range(scales.size):
             part = values[index * block : (index + 1) * block]
             scale = np.abs(part).max() / np.float32(127)
+            # Below, a quotient would be too coarse for a code.
+            scale = np.float32(0) if scale < _LEAST else scale
             scales[index] = scale
             if np.isfinite(scale):
                 steps = np.rint(part / scale) if scale > 0 else 0
@@ -101,6 +105,7 @@ def _encode_int8(values: Array, scales: Array, codes: Array, block: int) -> None
             most = magnitude if magnitude > most else most
             odd |= part[i] != part[i]
         scale = most / np.float32(127)
+        scale = np.float32(0) if scale < _LEAST else scale
         scale = np.float32(np.nan) if odd else scale
         scales[index] = scale
         if not (scale < np.float32(np.inf)):

@@ -81,8 +81,8 @@ def _starts(count: int, block: int, k: int, of_tail: int) -> Array:
 class RandomK:
     """A share of the numbers, chosen at random, as float32; the choice is a key in the message.
 
-    ``unbiased`` sends them divided by the share, so that the mean of what is decoded is the value.
-    Random numbers are those of ``keyed``.
+    ``unbiased`` sends them divided by the share, so that the mean of what is decoded is the value;
+    error feedback would make that diverge. Random numbers are those of ``keyed``.
     """
 
     def __init__(self, share: float, *, unbiased: bool = False, seed: int = 0) -> None:
@@ -92,14 +92,14 @@ class RandomK:
         """
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {share}")
-        self.share, self._unbiased, self._seed, self._key = share, unbiased, seed, 0
+        self.share, self.unbiased, self._seed, self._key = share, unbiased, seed, 0
         self.name = f"random {share:g}{', unbiased' if unbiased else ''}, seed {seed}"
 
     def check(self, dtype: np.dtype[Any], count: int) -> None:
         require_floats(self.name, dtype)
 
     def keyed(self, key: int) -> RandomK:
-        made = RandomK(self.share, unbiased=self._unbiased, seed=self._seed)
+        made = RandomK(self.share, unbiased=self.unbiased, seed=self._seed)
         made._key = key
         return made
 
@@ -110,7 +110,7 @@ class RandomK:
         message[:16].view(np.uint64)[...] = self._seed, self._key
         values = as_float32(values)
         chosen = values[self._chosen(message, values.size)]
-        if self._unbiased and values.size:
+        if self.unbiased and values.size:
             chosen *= np.float32(values.size / self._sent(values.size))
         message[16:].view(np.float32)[...] = chosen
         # None that is not finite may be left out in silence.
@@ -125,5 +125,9 @@ class RandomK:
         return min(count, max(1, round(count * self.share)))
 
     def _chosen(self, message: Message, count: int) -> Array:
-        random = np.random.Generator(np.random.Philox(key=message[:16].view(np.uint64)))
-        return np.sort(random.choice(count, self._sent(count), replace=False, shuffle=False))
+        # Raw words, whose stream numpy promises to keep from version to version.
+        words = np.random.Philox(key=message[:16].view(np.uint64)).random_raw(count)
+        sent = self._sent(count)
+        if sent == count:
+            return np.arange(count)
+        return np.sort(np.argpartition(words, sent)[:sent])

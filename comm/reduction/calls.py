@@ -88,6 +88,8 @@ class Reductions:
                 arguments.operation(op, buffer.dtype, weight)
                 arguments.mix(mix, buffer.dtype)
                 arguments.codec(codec, buffer)
+                if codec is not None and self._native is not None:
+                    raise ValueError(f"reduction 'native' has no codecs, got {codec.name}")
                 arguments.update(update)
                 arguments.label(label)
             said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)

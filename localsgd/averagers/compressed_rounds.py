@@ -11,7 +11,7 @@ from typing import Any
 
 from localsgd.averagers.anchor import Flat
 from localsgd.averagers.compression import Compression
-from localsgd.checks import agreed_among, checked_flag
+from localsgd.checks import agreed_among, checked_flag, digest_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.codecs import check
 from localsgd.comm.contract import Communicator
@@ -40,7 +40,12 @@ class CompressedRounds:
         def prepare() -> list[str]:
             if codec is not None and not isinstance(codec, Codec):
                 raise TypeError(f"compress must be a codec of localsgd.codecs, got {codec!r}")
-            return [str(codec and codec.name), str(checked_flag("error_feedback", error_feedback))]
+            if checked_flag("error_feedback", error_feedback) and getattr(codec, "unbiased", False):
+                raise ValueError(
+                    "an unbiased codec must go with error_feedback=False, or what it loses grows, "
+                    f"got {codec.name if codec else codec}"
+                )
+            return [str(codec and codec.name), str(error_feedback)]
 
         agreed_among(comm, "codecs", prepare, lambda words: words)
         self.wanted = codec is not None
@@ -59,17 +64,21 @@ class CompressedRounds:
         """Takes the buffers' values for what was agreed on last, or what was loaded. Collective.
 
         Raises:
-            TypeError, ValueError, MismatchError: if the codec cannot carry a buffer.
+            TypeError, ValueError, MismatchError: if the codec cannot carry a buffer, or ranks do
+                not begin from the same values.
         """
         codec = self._codec
         if codec is None:
             return
 
-        def prepare() -> None:
+        def prepare() -> list[str]:
             for buffer in buffers:
                 check(codec, buffer.dtype, buffer.flat.size)
+            if self._loaded is not None:
+                return []
+            return [f"parameters with digest {digest_of(buffer.flat)[:16]}" for buffer in buffers]
 
-        agreed_among(self._comm, "codecs", prepare, lambda _: [])
+        agreed_among(self._comm, "what compressed rounds begin from", prepare, lambda lines: lines)
         self._kept = [
             Compression(codec, buffer, self._comm, error_feedback=self._feeds_back)
             for buffer in buffers

@@ -47,5 +47,6 @@ class Participation:
         count = self.share if isinstance(self.share, int) else max(1, round(self.share * size))
         if count > size:
             raise ValueError(f"share must be at most the {size} workers, got {count}")
-        random = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        return sorted(random.choice(size, count, replace=False).tolist())
+        # Raw words, whose stream numpy promises to keep from version to version.
+        words = np.random.Philox(key=[self.seed, step]).random_raw(size)
+        return sorted(np.argsort(words, kind="stable")[:count].tolist())

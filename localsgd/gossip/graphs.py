@@ -106,8 +106,9 @@ class RandomPairs(_Regular):
         self._seed = checked_count("seed", seed, at_least=0)
 
     def sources(self, rank: int, size: int, round: int) -> Sequence[int]:
-        random = np.random.Generator(np.random.Philox(key=[self._seed, round]))
-        order = random.permutation(size).tolist()
+        # Raw words, whose stream numpy promises to keep from version to version.
+        words = np.random.Philox(key=[self._seed, round]).random_raw(size)
+        order = np.argsort(words, kind="stable").tolist()
         place = order.index(rank) ^ 1
         return [order[place]] if place < size else []
 

@@ -12,6 +12,7 @@ from localsgd import (
     Arena,
     Communicator,
     HierarchicalModelAverager,
+    MismatchError,
     ModelAverager,
     every,
     outer,
@@ -29,6 +30,7 @@ from localsgd.comm.codecs import (
     TopK,
     TwoBit,
 )
+from workers import outcomes
 
 CODECS: dict[str, Codec] = {
     "float16": FLOAT16,
@@ -243,6 +245,22 @@ def test_without_error_feedback_what_is_lost_is_lost() -> None:
 def test_other_things_are_refused(make: Callable[[], Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_an_unbiased_codec_with_error_feedback_is_refused() -> None:
+    with pytest.raises(ValueError, match="must go with error_feedback=False"):
+        ModelAverager(every(1), solo(), compress=RandomK(0.1, unbiased=True))
+    ModelAverager(every(1), solo(), compress=RandomK(0.1, unbiased=True), error_feedback=False)
+
+
+def test_ranks_that_begin_from_different_values_are_told() -> None:
+    def work(comm: Communicator) -> None:
+        arena = Arena({"x": np.full(16, float(comm.rank))}, comm, start="keep", grad=False)
+        ModelAverager(every(1), comm, compress=Sign(8)).begin(arena)
+
+    for found in outcomes(2, work, hosts="1+1"):
+        assert isinstance(found, MismatchError)
+        assert "parameters with digest" in str(found)
 
 
 def test_a_state_of_other_hosts_is_refused_and_changes_nothing() -> None:

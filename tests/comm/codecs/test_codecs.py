@@ -87,10 +87,14 @@ def test_what_is_not_finite_is_not_hidden(name: str, odd: float, count: int) -> 
 @pytest.mark.parametrize("name", CODECS)
 def test_zeros_and_the_smallest_numbers_are_no_trouble(name: str) -> None:
     tiny = np.float32(np.finfo(np.float32).smallest_subnormal)
-    for values in (np.zeros(130, np.float32), np.full(130, tiny, np.float32)):
-        found = sent(CODECS[name][0], values)
-        assert np.isfinite(found).all()
-        assert np.abs(found).max() <= np.abs(values).max()
+    mixed = tiny * np.random.default_rng(0).integers(-180, 181, 130).astype(np.float32)
+    for values in (np.zeros(130, np.float32), np.full(130, tiny, np.float32), mixed):
+        for count in (130, 20_000):
+            found = sent(CODECS[name][0], np.resize(values, count))
+            assert np.isfinite(found).all()
+            assert np.abs(found).max() <= 2 * np.abs(values).max()
+            if not name.startswith("random"):
+                assert (found * np.sign(np.resize(values, count)) >= 0).all()
 
 
 def test_int8_is_within_half_a_step() -> None:
