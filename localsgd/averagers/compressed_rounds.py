@@ -60,8 +60,11 @@ class CompressedRounds:
         """Whether there is something to compress against, if that is needed."""
         return self._codec is None or self._kept is not None
 
-    def begin(self, buffers: Sequence[Flat]) -> None:
+    def begin(self, buffers: Sequence[Flat], *, resumes: bool = False) -> None:
         """Takes the buffers' values for what was agreed on last, or what was loaded. Collective.
+
+        Args:
+            resumes: whether a state is about to be loaded, so that values may differ.
 
         Raises:
             TypeError, ValueError, MismatchError: if the codec cannot carry a buffer, or ranks do
@@ -74,7 +77,7 @@ class CompressedRounds:
         def prepare() -> list[str]:
             for buffer in buffers:
                 check(codec, buffer.dtype, buffer.flat.size)
-            if self._loaded is not None:
+            if resumes or self._loaded is not None:
                 return []
             return [f"parameters with digest {digest_of(buffer.flat)[:16]}" for buffer in buffers]
 

@@ -30,6 +30,8 @@ class Stream:
         comm: Communicator,
         outer: OuterOptimizer | None,
         compressed: CompressedRounds,
+        *,
+        resumes: bool,
     ) -> None:
         """Takes the parameters as they are for the anchor. Collective.
 
@@ -37,12 +39,13 @@ class Stream:
             names: the parameters of the fragment.
             outer: makes them after a round; None takes their mean, and there is no anchor.
             compressed: compresses its rounds, if there is a codec.
+            resumes: whether a state is about to be loaded.
         """
         self._fragment, self._comm = Fragment(names, arenas, comm), comm
         self._fragment.take(arenas)
         self._anchor = None if outer is None else Anchor(outer, self._fragment.parts, comm)
         self._compressed = compressed
-        compressed.begin(self._fragment.parts)
+        compressed.begin(self._fragment.parts, resumes=resumes)
         self._request: Request | None = None
         self.away, self.held, self.traffic = False, True, Traffic()
 

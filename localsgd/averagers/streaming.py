@@ -120,8 +120,10 @@ class StreamingAverager(ModelAverager):
             lambda: checked_plan(arenas, self._plan),
             lambda made: [repr(names) for names in made],
         )
+        resumes = self._loaded is not None
         self._streams = [
-            Stream(names, arenas, self.comm, self._optimizer, self._compression()) for names in plan
+            Stream(names, arenas, self.comm, self._optimizer, self._compression(), resumes=resumes)
+            for names in plan
         ]
         if self._loaded is not None:
             self._take_over(self._loaded)
