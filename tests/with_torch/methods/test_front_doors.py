@@ -39,6 +39,7 @@ def moves(rank: int) -> list[dict[str, np.ndarray]]:
 def on_numpy(comm: Communicator, name: str, **options: Any) -> list[bytes]:
     arena = Arena({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}, comm)
     training = getattr(localsgd, name)(optim.SGD(arena, lr=0.1), **NUMBERS[name], **options)
+    training.averager.begin(arena)
     found = []
     for move in moves(comm.rank):
         for key, view in arena.items():
@@ -57,6 +58,7 @@ def on_torch(group: Any, rank: int, name: str, **options: Any) -> list[bytes]:
     def values() -> bytes:
         return b"".join(param.detach().numpy().tobytes() for param in params.values())
 
+    training.averager.begin(training.param_groups)
     found = []
     for move in moves(rank):
         for key, param in params.items():
