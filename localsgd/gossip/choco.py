@@ -123,7 +123,11 @@ class ChocoAverager(Gossip):
                         f"saved copies must have shape {mine.shape}, got {np.shape(values)}"
                     )
         super().load_state_dict(state_dict)
-        self._public, self._sums, self._loaded = [], [], saved
+        if saved is not None and self.begun:
+            for mine, values in self._pairs(saved):
+                mine[...] = values
+        else:
+            self._public, self._sums, self._loaded = [], [], saved
 
     def _pairs(self, saved: Mapping[str, Any]) -> list[tuple[Array, Any]]:
         mine = [*self._public, *self._sums]

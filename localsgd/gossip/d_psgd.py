@@ -93,7 +93,10 @@ class Gossip(ModelAverager):
         before = group.traffic
         neighbours = Neighbours(group, self.graph.matrix(group.size, self.mixed))
         layouts = [(arena.names, arena.flat.size, arena.dtype.name) for arena in arenas]
-        neighbours.compare(f"{self!r} of {layouts} in round {self.mixed}", step)
+        trouble = neighbours.compare(f"{self!r} of {layouts} in round {self.mixed}", step)
+        if trouble is not None:
+            self._serve(arenas, neighbours)
+            raise trouble
         for index, arena in enumerate(arenas):
             self._mix(index, arena, neighbours)
         self.mixed += 1
@@ -101,6 +104,17 @@ class Gossip(ModelAverager):
         self._ledger.settle(0, step)
         self.traffic += group.traffic - before
         return True
+
+    def _serve(self, arenas: Sequence[Arena], neighbours: Neighbours) -> None:
+        """Gives the neighbours who wait for it what they need, and changes nothing."""
+        state, values = self.state_dict(), [arena.flat.copy() for arena in arenas]
+        try:
+            for index, arena in enumerate(arenas):
+                self._mix(index, arena, neighbours)
+        finally:
+            for arena, before in zip(arenas, values, strict=True):
+                arena.flat[...] = before
+            self.load_state_dict(state)
 
     def _all_equal(self, arenas: Sequence[Arena]) -> None:
         """Takes note that a round of all workers was held."""

@@ -2,7 +2,8 @@
 
 Every rank knows from graph, size and round whom it sends to and hears from, and starts all messages
 before it waits for one; so no order of ranks can lock. Before the first number neighbours compare
-what they are about to do. Buffers go in windows, so that what comes takes little memory.
+what they are about to do, and one that cannot mix with some still serves the others, who know
+nothing of it. Buffers go in windows, so that what comes takes little memory.
 """
 
 from __future__ import annotations
@@ -33,32 +34,39 @@ class Neighbours:
         self.weights = {peer: float(row[peer]) for peer in np.flatnonzero(row).tolist()}
         self._sources = [peer for peer in self.weights if peer != rank]
         self._dests = [peer for peer in np.flatnonzero(column).tolist() if peer != rank]
+        self._all = sorted({*self._sources, rank})
 
-    def compare(self, words: str, step: int) -> None:
-        """Sees to it that neighbours are about to do the same.
+    def compare(self, words: str, step: int) -> MismatchError | None:
+        """What there is to raise after this round, if a neighbour is about to do something else.
 
-        Raises:
-            MismatchError: on both sides of every pair that is not.
+        Both sides of such a pair find out. From here on neither sends to the other, and what a
+        source would give is this rank's own.
         """
         key = int.from_bytes(blake2b(words.encode(), digest_size=7).digest(), "big")
-        found = self.gather(np.array([step, key], np.int64))
-        for peer, (theirs, of_theirs) in found.items():
-            if theirs != step:
-                raise MismatchError(
-                    f"neighbours must stand at the same step, got {step} on rank "
-                    f"{self._comm.rank} and {theirs} on rank {peer}"
-                )
-            if of_theirs != key:
-                raise MismatchError(
-                    f"neighbours must mix the same, got {words} on rank {self._comm.rank} and "
-                    f"something else on rank {peer}"
-                )
+        peers = sorted({*self._sources, *self._dests})
+        header = np.array([step, key], np.int64)
+        found = {peer: np.empty_like(header) for peer in peers}
+        self._comm.exchange(dict.fromkeys(peers, header), found)
+        others = [peer for peer in peers if not np.array_equal(found[peer], header)]
+        self._sources = [peer for peer in self._sources if peer not in others]
+        self._dests = [peer for peer in self._dests if peer not in others]
+        if not others:
+            return None
+        mine, theirs = f"on rank {self._comm.rank}", f"on rank {others[0]}"
+        if found[others[0]][0] != step:
+            return MismatchError(
+                f"neighbours must stand at the same step, got {step} {mine} and "
+                f"{found[others[0]][0]} {theirs}"
+            )
+        return MismatchError(
+            f"neighbours must mix the same, got {words} {mine} and something else {theirs}"
+        )
 
     def gather(self, values: Array) -> dict[int, Array]:
         """A small array of every source, and this rank's own, in rising order of ranks."""
         places = {peer: np.empty_like(values) for peer in self._sources}
         self._comm.exchange(dict.fromkeys(self._dests, values), places)
-        return {peer: places.get(peer, values) for peer in sorted({*places, self._comm.rank})}
+        return {peer: places.get(peer, values) for peer in self._all}
 
     def each_window(
         self, buffers: Sequence[Array], use: Callable[[slice, Sequence[Parts]], None]

@@ -110,7 +110,11 @@ class NoLoCoAverager(Gossip):
                         f"saved slow weights must have shape {mine.shape}, got {np.shape(values)}"
                     )
         super().load_state_dict(state_dict)
-        self._slow, self._momenta, self._loaded = [], [], saved
+        if saved is not None and self.begun:
+            for mine, values in self._pairs(saved):
+                mine[...] = values
+        else:
+            self._slow, self._momenta, self._loaded = [], [], saved
 
     def _pairs(self, saved: Mapping[str, Any]) -> list[tuple[Array, Any]]:
         mine = [*self._slow, *self._momenta]

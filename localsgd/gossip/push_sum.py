@@ -89,7 +89,10 @@ class PushSumAverager(Gossip):
                 )
         super().load_state_dict(state_dict)
         self.weight = self._next = weight
-        self._numerators, self._loaded = None, saved
+        if saved is not None and self._numerators is not None:
+            self._numerators = [np.array(values) for values in saved]
+        else:
+            self._numerators, self._loaded = None, saved
 
     def _round(
         self,
@@ -131,6 +134,8 @@ class PushSumAverager(Gossip):
         """The numerator, with what the parameters have moved since the last round."""
         assert self._numerators is not None
         numerator = self._numerators[index]
+        if self.weight == 1:
+            return arena.flat.astype(numerator.dtype)
         moved: Array = numerator + (arena.flat - numerator / numerator.dtype.type(self.weight))
         return moved
 

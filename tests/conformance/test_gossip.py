@@ -186,8 +186,10 @@ def test_bytes_are_those_of_the_neighbours(workers: Workers) -> None:
         arena = Arena({"x": np.zeros(1000, np.float32)}, comm, grad=False)
         averager = GossipAverager(every(1), gossip.exponential(), comm)
         averager.average_parameters(arena)
-        takers = np.count_nonzero(gossip.exponential().matrix(comm.size)[:, comm.rank]) - 1
-        assert averager.traffic.sent == takers * (4000 + 16)
+        weights = gossip.exponential().matrix(comm.size)
+        takers = np.count_nonzero(weights[:, comm.rank]) - 1
+        peers = np.count_nonzero(weights[:, comm.rank] + weights[comm.rank]) - 1
+        assert averager.traffic.sent == takers * 4000 + peers * 16
 
     workers.run(body)
 
@@ -204,6 +206,39 @@ def test_neighbours_at_other_steps_are_told(workers: Workers) -> None:
         averager.step = 4
         averager.average_parameters(arena)
         assert averager.step == 5 and averager.mixed == 1
+
+    workers.run(body)
+
+
+@pytest.mark.parametrize("name", ["d-psgd", "push-sum", "choco"])
+def test_one_that_is_behind_lets_those_who_do_not_know_it_finish(
+    workers: Workers, name: str
+) -> None:
+    """On a ring rank 0 stands elsewhere: its neighbours raise, and all others hold their round."""
+
+    def body(comm: Communicator) -> None:
+        makes = {
+            "d-psgd": lambda: GossipAverager(every(1), gossip.ring(), comm),
+            "push-sum": lambda: PushSumAverager(every(1), gossip.ring(), comm),
+            "choco": lambda: ChocoAverager(every(1), gossip.ring(), FLOAT16, 0.5, comm),
+        }
+        arena = Arena({"x": np.zeros(3)}, comm, grad=False)
+        averager = makes[name]()
+        averager.begin(arena)
+        arena["x"] += comm.rank
+        averager.step = 7 if comm.rank == 0 else 0
+        near = comm.size > 1 and comm.rank in (0, 1, comm.size - 1)
+        if near:
+            with pytest.raises(MismatchError, match="must stand at the same step, got"):
+                averager.average_parameters(arena)
+            assert arena["x"].tolist() == [comm.rank] * 3
+        else:
+            averager.average_parameters(arena)
+        assert averager.mixed == (not near)
+        # Nothing of that round is left on its way.
+        averager.step, averager.mixed = 8, 1
+        averager.average_parameters(arena)
+        assert averager.mixed == 2
 
     workers.run(body)
 
