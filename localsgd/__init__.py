@@ -3,12 +3,14 @@
 from localsgd import gossip, lr, optim, outer
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
+    DynamicAverager,
     ElasticAverager,
     HierarchicalModelAverager,
     ModelAverager,
     OverlappedAverager,
     Participation,
     PeriodicModelAverager,
+    ProportionalAverager,
     StreamingAverager,
     average_parameters,
 )
@@ -35,18 +37,20 @@ from localsgd.methods import (
     SlowMo,
     StreamingDiLoCo,
 )
-from localsgd.schedules import Schedule, aligned, every, post_local, quadratic, when
+from localsgd.schedules import AdaComm, Schedule, Timed, aligned, every, post_local, quadratic, when
 from localsgd.training import PostLocalSGDOptimizer
 
 __all__ = [
     "EASGD",
     "NON_MEMBER",
     "SCAFFOLD",
+    "AdaComm",
     "Arena",
     "Buffers",
     "Communicator",
     "Derived",
     "DiLoCo",
+    "DynamicAverager",
     "ElasticAverager",
     "FlatArrays",
     "GradientStage",
@@ -59,6 +63,7 @@ __all__ = [
     "Participation",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
+    "ProportionalAverager",
     "RandomStreams",
     "RankFailure",
     "Schedule",
@@ -67,6 +72,7 @@ __all__ = [
     "StreamingAverager",
     "StreamingDiLoCo",
     "Subset",
+    "Timed",
     "Topology",
     "Traffic",
     "Variance",

@@ -3,16 +3,19 @@
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.participation import Participation
 from localsgd.averagers.periodic import PeriodicModelAverager
+from localsgd.averagers.proportional import ProportionalAverager
 from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "Companion",
+    "DynamicAverager",
     "ElasticAverager",
     "GroupSize",
     "HierarchicalModelAverager",
@@ -21,6 +24,7 @@ __all__ = [
     "OverlappedAverager",
     "Participation",
     "PeriodicModelAverager",
+    "ProportionalAverager",
     "StreamingAverager",
     "agreed_schedule",
     "average_parameters",

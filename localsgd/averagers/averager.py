@@ -24,7 +24,7 @@ from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
 from localsgd.comm.contract import Array, Communicator, Traffic, Update
 from localsgd.outer import OuterOptimizer
-from localsgd.schedules import Schedule
+from localsgd.schedules import DecidingSchedule, Schedule
 
 Kind: TypeAlias = Literal["round", "flush"]
 
@@ -202,13 +202,17 @@ class ModelAverager(Weighing):
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume: JSON values, and arrays of outer steps.
 
-        The step, the schedule, whether samples were taken back, and for every level, the largest
-        first, the samples since its last round and the step after which that was.
+        The step, the schedule and what it has decided, whether samples were taken back, and for
+        every level, the largest first, the samples since its last round and the step of that.
         """
+        decided = {}
+        if isinstance(self.schedule, DecidingSchedule):
+            decided["decided"] = self.schedule.state_dict()
         return {
             "step": self.step,
             **self._ledger.state_dict(),
             "schedule": words_of(self.schedule),
+            **decided,
             **self._outer.state_dict(),
             **self._compressed.state_dict(),
         }
@@ -229,7 +233,10 @@ class ModelAverager(Weighing):
         ledger = self._ledger.loaded(state_dict)
         self._outer.check_state_dict(state_dict)
         self._compressed.check_state_dict(state_dict)
-        if state_dict["schedule"] != words_of(self.schedule):
+        same, deciding = state_dict["schedule"] == words_of(self.schedule), self.schedule
+        if isinstance(deciding, DecidingSchedule) and same:
+            deciding.checked_state(state_dict.get("decided", {}))
+        if not same:
             warnings.warn(
                 f"Loaded state was saved with schedule {state_dict['schedule']}, this averager "
                 f"goes on with {words_of(self.schedule)}.",
@@ -238,6 +245,8 @@ class ModelAverager(Weighing):
         self.step, self._ledger = step, ledger
         self._outer.load_state_dict(state_dict)
         self._compressed.load_state_dict(state_dict)
+        if isinstance(deciding, DecidingSchedule) and same:
+            deciding.load_state_dict(state_dict["decided"])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
@@ -294,6 +303,8 @@ class ModelAverager(Weighing):
             raise
         for companion in along:
             companion.join(group, weight)
+        if kind == "round" and isinstance(self.schedule, DecidingSchedule):
+            self.schedule.decide(step, group.collect(self.schedule.report(step)))
         self._ledger.settle(self._level_of(group), step)
         self._outer.settle(group, step)
         self._compressed.settle(arenas, group, step)

@@ -17,7 +17,7 @@ from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Communicator
 from localsgd.gossip.graphs import Graph, check_stochastic
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
-from localsgd.schedules import Schedule
+from localsgd.schedules import DecidingSchedule, Schedule
 
 
 class Gossip(ModelAverager):
@@ -43,7 +43,7 @@ class Gossip(ModelAverager):
             comm: the workers that take part; None means ``localsgd.world()``.
 
         Raises:
-            TypeError: for what is no graph.
+            TypeError: for what is no graph, and for schedules that decide from reports of all.
             ValueError: if the graph has no weights for so many workers, or its matrix does not sum
                 to 1: by rows and columns; by columns for ``PushSumAverager``.
             MismatchError: on every rank, if they differ.
@@ -53,6 +53,8 @@ class Gossip(ModelAverager):
         def prepare() -> Graph:
             if not isinstance(graph, Graph):
                 raise TypeError(f"graph must be one of localsgd.gossip, got {graph!r}")
+            if isinstance(schedule, DecidingSchedule):
+                raise TypeError(f"gossip must have a schedule of fixed steps, got {schedule!r}")
             if comm is not NON_MEMBER:
                 check_stochastic(graph.matrix(comm.size), rows=self._doubly)
             return graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from localsgd import (
     NON_MEMBER,
     Arena,
     Communicator,
+    DynamicAverager,
     ElasticAverager,
     HierarchicalModelAverager,
     ModelAverager,
     OverlappedAverager,
     Participation,
     PeriodicModelAverager,
+    ProportionalAverager,
     StreamingAverager,
+    Timed,
     codecs,
     every,
     gossip,
@@ -48,10 +52,19 @@ def nesterov() -> outer.OuterOptimizer:
     return outer.SGD(0.7, momentum=0.9, nesterov=True)
 
 
+def ticks() -> Callable[[], float]:
+    """A clock that goes on by a second whenever it is asked."""
+    seconds = count()
+    return lambda: float(next(seconds))
+
+
 KINDS: dict[str, Kind] = {
     "every": Kind(lambda comm: ModelAverager(every(2), comm)),
     "every, together first": Kind(lambda comm: ModelAverager(every(3, synchronous_steps=2), comm)),
     "quadratic": Kind(lambda comm: ModelAverager(quadratic(2, 1.0, lambda _: 0.9), comm)),
+    "timed": Kind(lambda comm: ModelAverager(Timed(2.0, clock=ticks()), comm)),
+    "dynamic": Kind(lambda comm: DynamicAverager(every(1), 0.02, comm, outer=nesterov())),
+    "proportional": Kind(lambda comm: ProportionalAverager(2, comm, clock=ticks())),
     "periodic": Kind(lambda comm: PeriodicModelAverager(3, 1, comm)),
     "hierarchical": Kind(
         lambda comm: HierarchicalModelAverager({2: "host", 4: "world"}, 1, comm), equal=False
