@@ -49,6 +49,8 @@ PLACES = {
     "localsgd": 0.4,
     "cli": 0.6,
 }
+# How many letters wide a room is that stands close to others.
+NARROW = {"schedules": 24}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 
@@ -203,7 +205,10 @@ def drawing() -> str:
         '<rect width="100%" height="100%" fill="white"/>',
     ]
 
-    words = {room: textwrap.wrap(", ".join(sorted(f)), 42) for room, f in rooms().items()}
+    words = {
+        room: textwrap.wrap(", ".join(sorted(files)), NARROW.get(room, 42))
+        for room, files in rooms().items()
+    }
     boxes = {room: Box.of(room, words[room], (top - height[room]) * ROW) for room in below}
     for room, target in direct(below):
         x, y, x2, y2 = boxes[room].x, boxes[room].bottom, boxes[target].x, boxes[target].y
