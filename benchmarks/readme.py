@@ -63,5 +63,6 @@ def _commit() -> str:
         )
         return ended.stdout.strip()
 
-    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/README.md")
+    tables = [":!benchmarks/README.md", ":!benchmarks/methods/README.md", ":!benchmarks/*.png"]
+    changed = git("status", "--porcelain", "-uno", "--", ".", *tables)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")

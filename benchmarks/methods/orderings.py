@@ -33,8 +33,8 @@ class Ordering:
         first, second = (results[self.task][name] for name in (self.first, self.second))
         less, more = first.final(self.measure), second.final(self.measure)
         differences = less - more
-        bound = float(more.std(ddof=1)) if self.alike else 0.0
-        setting = f"{self.task}, {self.first} less {self.second}, {self.measure}; "
+        bound = float(f"{more.std(ddof=1):.3g}") if self.alike else 0.0
+        setting = f"{self.task}: {self.measure} of '{self.first}' less '{self.second}'; "
         setting += f"{int((differences <= bound).sum())} of {len(differences)} seeds"
         name = f"ordering: {self.claim} ({self.paper})"
         unit = "nats" if self.task == "digits" else "bits"
@@ -57,7 +57,7 @@ class Saving:
             float(results[self.task][name].final("between")[0])
             for name in (self.first, self.second)
         )
-        setting = f"{self.task}, {self.first} against {self.second}"
+        setting = f"{self.task}: '{self.first}' against '{self.second}'"
         return Goal(f"bytes: {self.claim}", setting, many / few, self.times, True, "times fewer")
 
 
@@ -66,7 +66,7 @@ OUTER, SLOW = "DiLoCo is at least as good as averaging", "slow momentum helps"
 FEEDBACK, NOISE = "error feedback helps", "int8-wire: loss within noise of exact rounds"
 RATE, BEST = f"{OUTER}, at one rate", f"{OUTER}, each at its best rate"
 FOUR = "4 bits are within noise of exact rounds"
-QUADRATIC = "rounds that grow as the rate falls beat equal ones, as many"
+QUADRATIC = "rounds that grow as the rate falls beat equal ones, about as many"
 
 ALL: tuple[Ordering | Saving, ...] = (
     Ordering(FEWER, LOCAL, "digits", "synchronous", "local 64", alike=True),

@@ -35,10 +35,12 @@ def draw(path: Path, title: str, label: str, results: Sequence[Result]) -> None:
             )
     low = min(float(result.curves("loss").min()) for result in results)
     high = max(float(np.median(result.curves("loss")[:, 1])) for result in results)
+    scale = "log" if high > 2 * low else "linear"
     for axes, words in zip(both, ("rounds", "moved between workers, MB"), strict=True):
-        axes.set(xlabel=words, xscale="log", yscale="log", ylim=(low * 0.97, high * 1.1))
+        axes.set(xlabel=words, xscale="log", yscale=scale, ylim=(low * 0.97, high * 1.1))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
+        if scale == "log":
+            axes.yaxis.set_minor_formatter("{x:.2g}")
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     both[0].set_ylabel(label)

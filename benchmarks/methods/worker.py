@@ -69,6 +69,7 @@ def apart(averager: ModelAverager, params: Arena) -> float:
 
 
 def measure(rounds: int) -> Report:
+    """Nothing: ``python -m benchmarks.methods`` measures."""
     raise SystemExit("python -m benchmarks.methods starts this")
 
 
