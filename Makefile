@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 300
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) soak check bench bench-torch bench-hosts clean
+.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) soak check bench bench-torch bench-methods bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: .venv-bench/ready .venv-bench-mpich/ready ## Measure everything; rewrites
 
 bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own classes
 	.venv-bench/bin/python -m benchmarks torch_step torch_average torch_idle torch_sync
+
+bench-methods: .venv-bench/ready ## Compare the methods on digits and characters; rewrites benchmarks/methods/README.md
+	PYTHONPATH=examples .venv-bench/bin/python -m benchmarks.methods
 
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap

@@ -21,7 +21,7 @@ def rewrite(path: Path, reports: Sequence[Report]) -> None:
     text = path.read_text()
     for report in reports:
         begin, end = f"<!-- {report.name} -->", f"<!-- end of {report.name} -->"
-        command = f"`python -m benchmarks.{report.name}`, {_machine()}."
+        command = f"`python -m benchmarks.{report.name}`, {machine()}."
         part = f"{begin}\n## {report.name}\n{report.markdown()}\n{command}\n{end}"
         found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if found.search(text):
@@ -31,7 +31,7 @@ def rewrite(path: Path, reports: Sequence[Report]) -> None:
     path.write_text(text)
 
 
-def _machine() -> str:
+def machine() -> str:
     """Commit, processor and versions, in words."""
     model = next(
         (
@@ -63,5 +63,6 @@ def _commit() -> str:
         )
         return ended.stdout.strip()
 
-    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/README.md")
+    tables = [":!benchmarks/README.md", ":!benchmarks/methods/README.md", ":!benchmarks/*.png"]
+    changed = git("status", "--porcelain", "-uno", "--", ".", *tables)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")

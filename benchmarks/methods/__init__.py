@@ -1,0 +1,1 @@
+"""What methods cost and save: loss against rounds and bytes, and whether papers' orderings hold."""
