@@ -97,4 +97,4 @@ def _largest(keys: Array, places: Array, magnitude: np.int32) -> None:
                 place += 1
                 ties -= tie
         # A quarter of a power of two lower, for the next row.
-        guess = np.int32(max(least - (1 << 21), 0))
+        guess = np.int32(max(int(least) - (1 << 21), 0))
