@@ -125,10 +125,20 @@ def test_e3m0_gives_the_nearest_power_of_two_or_zero() -> None:
 def test_two_bits_are_the_sign_and_the_mean_of_the_large_or_of_the_others() -> None:
     """Mean square 110 / 8, so large is above 0.9816 sqrt(13.75) = 3.64: 8 and 6, whose mean is 7.
 
-    The other six magnitudes sum to 6. A last block of one number keeps it.
+    The other six magnitudes sum to 6. Of the last, shorter block the border is 1.88: 3 is above.
     """
-    values = np.array([1, -2, 0, 1, 8, -6, -0.0, 2, -5], np.float32)
-    assert sent(TwoBit(8), values).tolist() == [1, -1, 1, 1, 7, -7, -1, 1, -5]
+    values = np.array([1, -2, 0, 1, 8, -6, -0.0, 2, 3, -1, 1], np.float32)
+    assert sent(TwoBit(8), values).tolist() == [1, -1, 1, 1, 7, -7, -1, 1, 3, -1, 1]
+
+
+def test_two_bits_keep_what_is_beside_a_spike() -> None:
+    values = np.array([1e30, *[-1, 1] * 4][:8], np.float32)
+    assert same_bits(sent(TwoBit(8), values), values)
+
+
+def test_two_bits_of_a_block_with_an_infinite_number_are_infinite() -> None:
+    values = np.array([1, -2, np.inf, 3, 0, -4, 5, 6, 1], np.float32)
+    assert sent(TwoBit(8), values).tolist() == [*np.copysign(np.inf, values[:8]), 1]
 
 
 def test_two_bits_have_the_distortion_of_the_best_four_levels_for_normal_numbers() -> None:
