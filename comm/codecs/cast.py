@@ -8,9 +8,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .float16_loops import decode_float16, encode_float16
+
 
 class Cast:
-    """Sends every number rounded to a narrower dtype."""
+    """Sends every number rounded to a narrower dtype; what is too large for it becomes infinite."""
 
     def __init__(self, dtype: DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
@@ -20,10 +22,19 @@ class Cast:
         return count * self._dtype.itemsize
 
     def encode(self, values: NDArray[Any], message: NDArray[np.uint8]) -> None:
-        message.view(self._dtype)[...] = values
+        codes = message.view(self._dtype)
+        if self._dtype == np.float16 and values.dtype == np.float32:
+            encode_float16(values, codes)
+            return
+        with np.errstate(all="ignore"):
+            codes[...] = values
 
     def decode(self, message: NDArray[np.uint8], values: NDArray[Any]) -> None:
-        values[...] = message.view(self._dtype)
+        codes = message.view(self._dtype)
+        if self._dtype == np.float16 and values.dtype == np.float32:
+            decode_float16(codes, values)
+        else:
+            values[...] = codes
 
 
 FLOAT16 = Cast(np.float16)

@@ -16,9 +16,6 @@ from .codec import Array
 
 _LONG = 16_384
 _MAGNITUDE = np.int32(0x7FFF_FFFF)
-# So many numbers are looked at together first: mostly none of them is large.
-_GROUP = 16
-_SAMPLE = 128
 
 
 def largest(blocks: Array, k: int) -> Array:
@@ -53,44 +50,51 @@ def _compiled() -> Callable[..., None] | None:
 def _largest(keys: Array, places: Array, magnitude: np.int32) -> None:
     rows, block = keys.shape
     k = places.shape[1]
-    if rows == 0:
-        return
-    found, where = np.empty(block, np.int32), np.empty(block, np.int32)
-    # Of the first row a sample says about where the border is.
-    step = max(block // _SAMPLE, 1)
-    sample = np.sort(keys[0, ::step] & magnitude)
-    guess = sample[max(sample.size - 4 - 2 * k * sample.size // block, 0)]
+    sizes, found, where = np.empty(block, np.int32), np.empty(block, np.int32), np.arange(block)
+    # A byte for each number, of which eight together say at once that none of them is large.
+    large = np.zeros(-(-block // 8) * 8, np.uint8)
+    eights = large.view(np.uint64)
+    # What the last row's least was says about where this row's is. There is none before the first.
+    guess = magnitude
     for row in range(rows):
+        own = keys[row]
+        for i in range(block):
+            sizes[i] = own[i] & magnitude
+        for i in range(block):
+            large[i] = np.uint8(sizes[i] >= guess)
         count = 0
-        # What the last row's least was is a good guess; if it was too high, all are looked at.
-        for attempt in range(2):
-            count = 0
-            border = guess if attempt == 0 else np.int32(0)
-            for start in range(0, block, _GROUP):
-                stop = min(start + _GROUP, block)
-                most = np.int32(0)
-                for i in range(start, stop):
-                    most = max(most, keys[row, i] & magnitude)
-                if most >= border:
-                    for i in range(start, stop):
-                        key = keys[row, i] & magnitude
-                        where[count] = i
-                        found[count] = key
-                        count += key >= border
-            if count >= k:
+        for eight in range(eights.size):
+            if eights[eight] != 0:
+                for i in range(8 * eight, min(8 * eight + 8, block)):
+                    where[count] = i
+                    found[count] = sizes[i]
+                    count += large[i]
+        if count < k:
+            # Too high a guess: any may be among the largest.
+            count = block
+            for i in range(block):
+                where[i] = i
+                found[i] = sizes[i]
+        # The k-th largest, bit by bit from above, unless a border has just k above it before.
+        few, least = found[:count], np.int32(0)
+        for bit in range(30, -1, -1):
+            trial = np.int32(least | np.int32(1) << np.int32(bit))
+            reach = np.int32(0)
+            for i in range(count):
+                reach += np.int32(few[i] >= trial)
+            if reach >= k:
+                least = trial
+            if reach == k:
                 break
-        least = np.sort(found[:count])[count - k]
-        above = 0
+        above = np.int32(0)
         for i in range(count):
-            above += found[i] > least
+            above += np.int32(few[i] > least)
         ties, place = k - above, 0
         for i in range(count):
-            if found[i] > least:
+            tie = few[i] == least and ties > 0
+            if few[i] > least or tie:
                 places[row, place] = where[i]
                 place += 1
-            elif found[i] == least and ties > 0:
-                places[row, place] = where[i]
-                place += 1
-                ties -= 1
+                ties -= tie
         # A quarter of a power of two lower, for the next row.
-        guess = np.int32(max(least - (1 << 21), 0))
+        guess = np.int32(max(int(least) - (1 << 21), 0))

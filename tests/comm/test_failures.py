@@ -86,6 +86,24 @@ def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path
     assert output.count("RankFailure: rank 1 failed") >= 1
 
 
+def test_a_native_reduction_with_a_codec_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """MPI would send the numbers as they are; the buffer stays, and so does the group."""
+    body = (
+        "native = localsgd.world(reduction='native', deadline_s=20)\n"
+        "before = buffer.copy()\n"
+        "for verb in (native.allreduce, native.reduce_scatter):\n"
+        "    try:\n"
+        "        verb(buffer, 'mean', codec=localsgd.codecs.FLOAT16)\n"
+        "    except ValueError as error:\n"
+        "        os.write(1, f'ValueError: {error}\\n'.encode())\n"
+        "assert np.array_equal(buffer, before)\n"
+        "native.allreduce(buffer, 'mean')\n"
+    )
+    code, output = run_job(tmp_path, body)
+    assert code == 0, output
+    assert output.count("ValueError: reduction 'native' has no codecs, got float16") == 6
+
+
 def test_different_reductions_are_a_mismatch_on_every_rank(tmp_path: Path) -> None:
     """One rank would wait in MPI's own reduction, where there is no deadline."""
     body = (
