@@ -3,6 +3,7 @@
 from localsgd import gossip, lr, optim, outer
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
+    DirectionalAverager,
     DynamicAverager,
     ElasticAverager,
     HierarchicalModelAverager,
@@ -11,6 +12,7 @@ from localsgd.averagers import (
     Participation,
     PeriodicModelAverager,
     ProportionalAverager,
+    SparseAverager,
     StreamingAverager,
     average_parameters,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "Communicator",
     "Derived",
     "DiLoCo",
+    "DirectionalAverager",
     "DynamicAverager",
     "ElasticAverager",
     "FlatArrays",
@@ -69,6 +72,7 @@ __all__ = [
     "Schedule",
     "ShardSampler",
     "SlowMo",
+    "SparseAverager",
     "StreamingAverager",
     "StreamingDiLoCo",
     "Subset",

@@ -3,6 +3,7 @@
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
@@ -11,10 +12,12 @@ from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.participation import Participation
 from localsgd.averagers.periodic import PeriodicModelAverager
 from localsgd.averagers.proportional import ProportionalAverager
+from localsgd.averagers.sparse import SparseAverager
 from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "Companion",
+    "DirectionalAverager",
     "DynamicAverager",
     "ElasticAverager",
     "GroupSize",
@@ -25,6 +28,7 @@ __all__ = [
     "Participation",
     "PeriodicModelAverager",
     "ProportionalAverager",
+    "SparseAverager",
     "StreamingAverager",
     "agreed_schedule",
     "average_parameters",

@@ -270,6 +270,11 @@ class ModelAverager(Weighing):
                 raise
             self.comm.allreduce(flat, "mean")
 
+    def _decide(self, group: Communicator, kind: Kind, step: int) -> None:
+        """Lets a schedule that goes by how training goes decide, after a round. Collective."""
+        if kind == "round" and isinstance(self.schedule, DecidingSchedule):
+            self.schedule.decide(step, group.collect(self.schedule.report(step)))
+
     def _round(
         self,
         arenas: Sequence[Arena],
@@ -303,8 +308,7 @@ class ModelAverager(Weighing):
             raise
         for companion in along:
             companion.join(group, weight)
-        if kind == "round" and isinstance(self.schedule, DecidingSchedule):
-            self.schedule.decide(step, group.collect(self.schedule.report(step)))
+        self._decide(group, kind, step)
         self._ledger.settle(self._level_of(group), step)
         self._outer.settle(group, step)
         self._compressed.settle(arenas, group, step)

@@ -14,6 +14,7 @@ from localsgd import (
     NON_MEMBER,
     Arena,
     Communicator,
+    DirectionalAverager,
     DynamicAverager,
     ElasticAverager,
     HierarchicalModelAverager,
@@ -22,6 +23,7 @@ from localsgd import (
     Participation,
     PeriodicModelAverager,
     ProportionalAverager,
+    SparseAverager,
     StreamingAverager,
     Timed,
     codecs,
@@ -63,6 +65,7 @@ KINDS: dict[str, Kind] = {
     "every, together first": Kind(lambda comm: ModelAverager(every(3, synchronous_steps=2), comm)),
     "quadratic": Kind(lambda comm: ModelAverager(quadratic(2, 1.0, lambda _: 0.9), comm)),
     "timed": Kind(lambda comm: ModelAverager(Timed(2.0, clock=ticks()), comm)),
+    "directional": Kind(lambda comm: DirectionalAverager(every(2), comm, outer=nesterov())),
     "dynamic": Kind(lambda comm: DynamicAverager(every(1), 0.02, comm, outer=nesterov())),
     "proportional": Kind(lambda comm: ProportionalAverager(2, comm, clock=ticks())),
     "periodic": Kind(lambda comm: PeriodicModelAverager(3, 1, comm)),
@@ -86,6 +89,7 @@ KINDS: dict[str, Kind] = {
     "a sample of workers": Kind(
         lambda comm: ModelAverager(every(2), comm, participation=Participation(0.5))
     ),
+    "sparse": Kind(lambda comm: SparseAverager(every(2), codecs.TopK(2, 8), comm)),
     "streaming": Kind(
         lambda comm: StreamingAverager(
             4, 2, comm, outer=nesterov(), delay=3, mixing=0.5, compress=codecs.E3M0(8)

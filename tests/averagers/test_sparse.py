@@ -1,0 +1,110 @@
+"""The largest moves and their mean over senders: a trajectory by hand, identities, bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from localsgd import Arena, Communicator, SparseAverager, codecs, every, run_threads, solo
+from workers import LAYOUTS
+
+ONE_OF_FOUR = codecs.TopK(1, 4)
+
+
+def test_two_rounds_by_hand() -> None:
+    """One of four numbers is sent. Worker 0 moves by (4, 2, 0, 1), worker 1 by (2, 0, 6, 1).
+
+    Sent: 4 of the first, 6 of the third, each by one alone: the anchor goes to (-4, 0, -6, 0). Kept
+    are (0, 2, 0, 1) and (2, 0, 0, 1). Then neither moves, and half of it is left: worker 0 sends 1
+    of the second, worker 1 sends 1 of the first. Kept are then (0, 0, 0, 0.5) on both.
+    """
+
+    def work(comm: Communicator) -> list[list[float]]:
+        arena = Arena({"w": np.zeros(4)}, comm, grad=False)
+        averager = SparseAverager(every(1), ONE_OF_FOUR, comm, decay=0.5)
+        averager.begin(arena)
+        arena["w"] -= [[4, 2, 0, 1], [2, 0, 6, 1]][comm.rank]
+        averager.average_parameters(arena)
+        found = [arena["w"].tolist()]
+        averager.average_parameters(arena)
+        found.append(arena["w"].tolist())
+        found.append(averager.state_dict()["sparse"][0]["unsent"].tolist())
+        return found
+
+    expected = [[-4.0, 0.0, -6.0, 0.0], [-5.0, -1.0, -6.0, 0.0], [0.0, 0.0, 0.0, 0.5]]
+    assert run_threads(2, work) == [expected] * 2
+
+
+def test_what_several_send_is_their_mean_by_weight_and_rate() -> None:
+    """Both send the first number: 2 and 6 with samples 3 and 1 have the mean 3; half of it goes."""
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"w": np.zeros(4)}, comm, grad=False)
+        averager = SparseAverager(every(1), ONE_OF_FOUR, comm, lr=0.5)
+        averager.begin(arena)
+        arena["w"][0] -= 6.0 if comm.rank else 2.0
+        averager.record_samples(1 if comm.rank else 3)
+        averager.average_parameters(arena)
+        return arena["w"].tolist()
+
+    assert run_threads(2, work) == [[-1.5, 0.0, 0.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize(("size", "hosts"), LAYOUTS)
+def test_where_everything_is_sent_it_is_the_mean(size: int, hosts: str) -> None:
+    """With no number left out and none of them 0 the mean over senders is that over workers."""
+
+    def work(comm: Communicator) -> tuple[list[float], int]:
+        arena = Arena({"w": np.zeros(8)}, comm, grad=False)
+        averager = SparseAverager(every(1), codecs.TopK(8, 8), comm)
+        averager.begin(arena)
+        arena["w"] += np.arange(1, 9) * (comm.rank + 1)
+        averager.average_parameters(arena)
+        return arena["w"].tolist(), averager.traffic.sent
+
+    for found, _ in run_threads(size, work, hosts=hosts):
+        np.testing.assert_allclose(found, np.arange(1, 9) * (size + 1) / 2, rtol=1e-15)
+
+
+def test_what_is_sent_and_what_is_kept_make_up_all_moves() -> None:
+    """Closed form 11 without decay: the anchor's way and the mean of what is unsent, for one."""
+    arena = Arena({"w": np.zeros(64)}, solo(), grad=False)
+    averager = SparseAverager(every(1), codecs.TopK(3, 16), solo(), decay=1.0)
+    averager.begin(arena)
+    random, moved = np.random.default_rng(0), np.zeros(64)
+    for _ in range(9):
+        move = random.integers(-8, 9, 64).astype(float)
+        arena.flat[...] -= move
+        moved += move
+        averager.average_parameters(arena)
+        kept = averager.state_dict()["sparse"][0]["unsent"]
+        assert (kept - arena.flat).tolist() == moved.tolist()
+
+
+def test_what_is_not_finite_is_not_lost() -> None:
+    def work(comm: Communicator) -> bool:
+        arena = Arena({"w": np.zeros(4)}, comm, grad=False)
+        averager = SparseAverager(every(1), ONE_OF_FOUR, comm)
+        averager.begin(arena)
+        arena["w"] -= [np.nan, 3.0, 1.0, 1.0] if comm.rank else [0.0, 1.0, 0.0, 0.0]
+        averager.average_parameters(arena)
+        return bool(np.isnan(arena["w"]).any())
+
+    assert run_threads(2, work) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 1.5}, "decay must be at most 1, got 1.5"),
+        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SparseAverager(every(1), ONE_OF_FOUR, solo(), **options)
+
+
+def test_what_is_no_codec_is_refused() -> None:
+    with pytest.raises(TypeError, match="codec must be one of localsgd.codecs"):
+        SparseAverager(every(1), 3, solo())  # type: ignore[arg-type]
