@@ -12,7 +12,7 @@ from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.participation import Participation
 from localsgd.averagers.periodic import PeriodicModelAverager
 from localsgd.averagers.proportional import ProportionalAverager
-from localsgd.averagers.sparse import SparseAverager
+from localsgd.averagers.sparse_rounds import SparseAverager
 from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
