@@ -2,7 +2,7 @@
 
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import Kind, ModelAverager
-from localsgd.averagers.companion import Companion
+from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import ElasticAverager
@@ -28,6 +28,7 @@ __all__ = [
     "Participation",
     "PeriodicModelAverager",
     "ProportionalAverager",
+    "Scheduled",
     "SparseAverager",
     "StreamingAverager",
     "agreed_schedule",

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.agreeing import agreed_participation, agreed_schedule
-from localsgd.averagers.companion import Companion
+from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.outer_steps import OuterSteps
@@ -283,6 +283,7 @@ class ModelAverager(Weighing):
         kind: Kind,
         step: int,
     ) -> bool:
+        along = taking_part(along, kind, step)
         sampled = kind == "round" and step > self._outer.together
         before, weight = group.traffic, self._weight(group, step, sampled=sampled)
         updates, words, mix = self._updates(arenas, group, kind, step)

@@ -15,7 +15,7 @@ import numpy as np
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
-from localsgd.averagers.companion import Companion
+from localsgd.averagers.companion import Companion, taking_part
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
 from localsgd.comm.codecs import check, keyed
@@ -148,6 +148,7 @@ class SparseAverager(ModelAverager):
             for kept, arena in zip(self._kept, arenas, strict=True):
                 kept["anchor"][...] = arena.flat
             return held
+        along = taking_part(along, kind, step)
         before, weight = group.traffic, self._weight(group, step)
         words = [f"{kind} after step {step}", *(entry.words for entry in along)]
         group.agree(", ".join(words), "rounds")

@@ -18,7 +18,7 @@ from typing import Any
 from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan, fragments_of
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.averager import Kind, ModelAverager
-from localsgd.averagers.companion import Companion
+from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.stream import Stream
@@ -231,6 +231,7 @@ class StreamingAverager(ModelAverager):
         if outer is not None:
             words.append(outer.begin_round())
         if index == 0:
+            along = taking_part(along, kind, step)
             # Before the fragment leaves, since whatever comes after that waits for it.
             for companion in along:
                 companion.ready(self.comm, weight)

@@ -12,7 +12,7 @@ from localsgd.comm.contract import Array, Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
 from localsgd.methods.recipes import Recipe, Setting
-from localsgd.training import InnerOptimizer, Policy, PostLocalSGDOptimizer
+from localsgd.training import InnerOptimizer, PostLocalSGDOptimizer, State
 
 
 class Options(TypedDict, total=False):
@@ -21,7 +21,7 @@ class Options(TypedDict, total=False):
     synchronous_steps: int
     comm: Communicator | None
     gradients: GradientStage | None
-    state: Policy
+    state: State
     buffers: Buffers | None
     rate: Rate | None
     compress: Codec | None
@@ -41,7 +41,7 @@ class FrontDoor(PostLocalSGDOptimizer):
         synchronous_steps: int = 0,
         comm: Communicator | None = None,
         gradients: GradientStage | None = None,
-        state: Policy = "local",
+        state: State = "local",
         buffers: Buffers | None = None,
         rate: Rate | None = None,
         compress: Codec | None = None,

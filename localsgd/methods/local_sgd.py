@@ -9,7 +9,7 @@ from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
 from localsgd.methods.front_door import FrontDoor
 from localsgd.methods.recipes import local_sgd
-from localsgd.training import InnerOptimizer, Policy
+from localsgd.training import InnerOptimizer, State
 
 
 class LocalSGD(FrontDoor):
@@ -33,7 +33,7 @@ class LocalSGD(FrontDoor):
         synchronous_steps: int = 0,
         comm: Communicator | None = None,
         gradients: GradientStage | None = None,
-        state: Policy = "local",
+        state: State = "local",
         buffers: Buffers | None = None,
         rate: Rate | None = None,
         compress: Codec | None = None,

@@ -2,7 +2,7 @@
 
 from localsgd.training.loading import load_together
 from localsgd.training.parts import Averager, InnerOptimizer, Stateful
-from localsgd.training.state import POLICIES, MeanState, Policy, ResetState
+from localsgd.training.state import POLICIES, MeanState, Policy, ResetState, State
 from localsgd.training.uneven import UnevenEnds, Without
 from localsgd.training.wrapper import PostLocalSGDOptimizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "Policy",
     "PostLocalSGDOptimizer",
     "ResetState",
+    "State",
     "Stateful",
     "UnevenEnds",
     "Without",

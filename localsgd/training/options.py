@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from localsgd.arrays import Buffers
 from localsgd.averagers import Companion
 from localsgd.checks import agreed_among, words_of
@@ -9,7 +11,7 @@ from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
 from localsgd.training.parts import InnerOptimizer
-from localsgd.training.state import Policy, check_policy, state_companion
+from localsgd.training.state import State, check_policy, state_companions
 
 _KINDS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
 
@@ -17,7 +19,7 @@ _KINDS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
 def companions(
     comm: Communicator,
     optim: InnerOptimizer,
-    state: Policy,
+    state: State,
     gradients: GradientStage | None,
     buffers: Buffers | None,
     rate: Rate | None,
@@ -42,8 +44,9 @@ def companions(
                 f"{gradients.comm!r} and {comm!r}"
             )
         words = [f"{name}={words_of(option)}" for name, option in given.items()]
+        if isinstance(state, Mapping):
+            return [*(f"state[{key!r}]={words_of(state[key])}" for key in sorted(state)), *words]
         return [f"state={state!r}", *words]
 
     agreed_among(comm, "options", prepare, lambda lines: lines)
-    made = (state_companion(state, optim), buffers)
-    return [entry for entry in made if entry is not None]
+    return [*state_companions(state, optim), *([] if buffers is None else [buffers])]

@@ -4,22 +4,26 @@ The mean is one of states, so it needs equally many steps behind each. Whether t
 whether there is state yet at all, is settled in two small reductions before anything changes.
 
 Sources: torch leaves it local; Yu et al. (arXiv 1905.03817), who average momentum; Wang et al.,
-SlowMo (arXiv 1910.00643), section 2, which has all three.
+SlowMo (arXiv 1910.00643), section 2, which has all three; Iacob et al., DES-LOC (arXiv 2505.22549),
+with a schedule for every part of the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from localsgd.averagers import Companion
+from localsgd.averagers import Companion, Scheduled
 from localsgd.comm import MismatchError
 from localsgd.comm.contract import Array, Communicator, address_of, as_bytes
 from localsgd.optim import Optimizer
+from localsgd.schedules import Schedule
 
 Policy: TypeAlias = "Literal['local', 'mean', 'reset']"
+# A policy for all of the state, or for some of its parts the rounds that average them.
+State: TypeAlias = "Policy | Mapping[str, Schedule]"
 POLICIES: tuple[Policy, ...] = ("local", "mean", "reset")
 
 _NOTHING = np.iinfo(np.int64).min
@@ -125,10 +129,10 @@ class Resettable(Protocol):
 
 
 class GroupState:
-    """The state of one parameter group of an optimizer of ``localsgd.optim``."""
+    """The state of one parameter group of an optimizer of ``localsgd.optim``, or one key of it."""
 
-    def __init__(self, optim: Optimizer, index: int) -> None:
-        self._optim, self._index = optim, index
+    def __init__(self, optim: Optimizer, index: int, key: str | None = None) -> None:
+        self._optim, self._index, self._key = optim, index, key
 
     @property
     def name(self) -> str:
@@ -160,16 +164,23 @@ class GroupState:
 
     @property
     def _keys(self) -> tuple[str, ...]:
-        return self._optim.kept(self._optim.param_groups[self._index])
+        kept = self._optim.kept(self._optim.param_groups[self._index])
+        return kept if self._key is None else tuple(key for key in kept if key == self._key)
 
 
 class OptimizerState(MeanState):
     """``MeanState`` of all groups of an optimizer of ``localsgd.optim``, later ones included."""
 
-    def __init__(self, optim: Optimizer) -> None:
-        """Collective: the state is put where workers reduce it in one pass."""
+    def __init__(self, optim: Optimizer, key: str | None = None) -> None:
+        """Collective: the state is put where workers reduce it in one pass.
+
+        Args:
+            key: the only part of the state that is averaged; None means all.
+        """
         super().__init__(
-            lambda: [GroupState(optim, i) for i, member in enumerate(optim.members) if member.runs]
+            lambda: [
+                GroupState(optim, i, key) for i, member in enumerate(optim.members) if member.runs
+            ]
         )
         optim.reserve_state()
 
@@ -198,6 +209,16 @@ def check_policy(policy: object, optim: object) -> None:
         ValueError: for an unknown policy, or one that does not suit the optimizer's state.
         TypeError: for an optimizer that does not have what the policy needs.
     """
+    if isinstance(policy, Mapping):
+        check_policy("mean", optim)
+        assert isinstance(optim, Optimizer)
+        kept = {key for group in optim.param_groups for key in optim.kept(group)}
+        for key, schedule in policy.items():
+            if key not in kept:
+                raise ValueError(f"state must have keys of {sorted(kept)}, got {key!r}")
+            if not isinstance(schedule, Schedule):
+                raise TypeError(f"state[{key!r}] must be as every(48) is, got {schedule!r}")
+        return
     if policy not in POLICIES:
         raise ValueError(f"state must be one of {', '.join(POLICIES)}, got {policy!r}")
     if policy == "mean" and not isinstance(optim, Optimizer):
@@ -211,12 +232,15 @@ def check_policy(policy: object, optim: object) -> None:
         raise TypeError(f"state 'reset' must have an optimizer with reset_state, got {optim!r}")
 
 
-def state_companion(policy: Policy, optim: object) -> Companion | None:
-    """The companion for a policy that ``check_policy`` allowed; None for "local"."""
+def state_companions(policy: State, optim: object) -> list[Companion]:
+    """The companions for a policy that ``check_policy`` allowed; none for "local"."""
+    if isinstance(policy, Mapping):
+        assert isinstance(optim, Optimizer)
+        return [Scheduled(OptimizerState(optim, key), policy[key]) for key in sorted(policy)]
     if policy == "mean":
         assert isinstance(optim, Optimizer)
-        return OptimizerState(optim)
+        return [OptimizerState(optim)]
     if policy == "reset":
         assert isinstance(optim, Resettable)
-        return ResetState(optim)
-    return None
+        return [ResetState(optim)]
+    return []

@@ -23,7 +23,7 @@ from localsgd.lr import Rate, apply_rate
 from localsgd.training.loading import load_together
 from localsgd.training.options import companions
 from localsgd.training.parts import Averager, Checking, InnerOptimizer, Stateful, trained_by
-from localsgd.training.state import Policy
+from localsgd.training.state import State
 from localsgd.training.uneven import Kind, UnevenEnds, Without
 
 
@@ -45,7 +45,7 @@ class PostLocalSGDOptimizer:
         averager: Averager,
         *,
         gradients: GradientStage | None = None,
-        state: Policy = "local",
+        state: State = "local",
         buffers: Buffers | None = None,
         rate: Rate | None = None,
     ) -> None:
@@ -59,7 +59,8 @@ class PostLocalSGDOptimizer:
             state: what every round of any level, and every flush, does to the optimizer's
                 state: "local" leaves it to each worker, "mean" averages it along with the
                 parameters (the steps behind it must then be equally many), "reset" makes the
-                optimizer begin anew.
+                optimizer begin anew. Or for some keys of it the rounds that average them, as in
+                ``{"exp_avg": every(48), "exp_avg_sq": every(96)}`` with a round every 16 steps.
             buffers: averaged along, each by its rule.
             rate: sets the learning rate of every step, as in ``localsgd.lr``.
 
