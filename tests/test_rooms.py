@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
     "training": {
-        *("comm", "comm.contract", "checks", "arrays", "averagers", "optim", "gradients", "lr"),
+        *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "optim"),
+        *("gradients", "lr"),
     },
     "methods": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
