@@ -7,6 +7,7 @@ from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
+from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.participation import Participation
@@ -23,6 +24,7 @@ __all__ = [
     "GroupSize",
     "HierarchicalModelAverager",
     "Kind",
+    "LowRankAverager",
     "ModelAverager",
     "OverlappedAverager",
     "Participation",

@@ -18,6 +18,7 @@ from localsgd import (
     DynamicAverager,
     ElasticAverager,
     HierarchicalModelAverager,
+    LowRankAverager,
     ModelAverager,
     OverlappedAverager,
     Participation,
@@ -89,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "a sample of workers": Kind(
         lambda comm: ModelAverager(every(2), comm, participation=Participation(0.5))
     ),
+    "low rank": Kind(lambda comm: LowRankAverager(every(2), 1, comm)),
     "sparse": Kind(lambda comm: SparseAverager(every(2), codecs.TopK(2, 8), comm)),
     "streaming": Kind(
         lambda comm: StreamingAverager(
