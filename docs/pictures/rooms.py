@@ -30,7 +30,7 @@ TOP_OF_COMM = {
     "start": "start",
 }
 
-WIDTH, ROW, LINE, LETTER = 1000, 76, 12, 5.6
+WIDTH, ROW, LINE, LETTER = 1000, 88, 12, 5.6
 COLORS = {"comm": "#2a6fb0", "localsgd": "#d9731a", "torch": "#3b8a4f", "cli": "#66788a"}
 # Where the middle of a room is, as a part of the width, if it does not stand alone.
 PLACES = {

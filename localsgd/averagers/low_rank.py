@@ -29,7 +29,7 @@ class LowRankAverager(ModelAverager):
 
     Q is where the round before ended. An array of more dimensions is a matrix of its first one and
     all others; one of a single dimension, and one that two thin matrices would not make smaller,
-    goes as it is. If the mean of M has at most the rank, the second round of it is exact.
+    goes as it is. Where the mean of M has at most the rank a round is exact.
 
     Attributes:
         rank: of the approximation.
@@ -209,7 +209,8 @@ class LowRankAverager(ModelAverager):
         """Whether two thin matrices have fewer numbers than this array."""
         if view.ndim < 2 or not view.size:
             return False
-        return self.rank * (view.shape[0] + view.size // view.shape[0]) < view.size
+        rows = view.shape[0]
+        return bool(self.rank * (rows + view.size // rows) < view.size)
 
     def _matrices(self, arena: Arena, flat: Array) -> list[Array]:
         """The arrays of a buffer that go as matrices."""
