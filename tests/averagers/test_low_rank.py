@@ -19,11 +19,11 @@ def moves(rank: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "hosts"), [entry for entry in LAYOUTS if entry[0] % 2 == 0])
-def test_a_mean_of_that_rank_is_exact_in_the_second_round(size: int, hosts: str) -> None:
-    """Closed form 12: from round to round Q is a better guess; for rank 2 it then is the row space.
+def test_a_mean_of_that_rank_is_exact(size: int, hosts: str) -> None:
+    """Closed form 12: P spans the columns of the mean M, so P Qᵀ = P Pᵀ M is M.
 
-    Workers 2k and 2k + 1 differ from the common matrix by opposite ones. The first round leaves
-    residuals whose mean is not yet 0; what is kept goes with the second.
+    Workers 2k and 2k + 1 differ from the common matrix of rank 2 by opposite ones of full rank;
+    these stay in residuals whose mean is 0, in the second round as well.
     """
 
     def work(comm: Communicator) -> tuple[list[float], list[float]]:
@@ -95,12 +95,8 @@ def test_nothing_is_lost(size: int, hosts: str) -> None:
 def test_what_is_no_matrix_is_averaged_as_it_is_to_the_bit() -> None:
     def work(comm: Communicator) -> list[bytes]:
         found = []
-        for make in (
-            lambda: LowRankAverager(every(1), 2, comm),
-            lambda: ModelAverager(every(1), comm),
-        ):
+        for averager in (LowRankAverager(every(1), 2, comm), ModelAverager(every(1), comm)):
             arena = Arena({"v": np.zeros(9), "small": np.zeros((2, 3))}, comm, grad=False)
-            averager = make()
             averager.begin(arena)
             arena.flat[...] -= np.arange(15) * (comm.rank + 1.0)
             averager.average_parameters(arena)
