@@ -1,8 +1,9 @@
-"""The core's gossip on torch's parameters gives the bits of that on numpy's."""
+"""The core's averagers on torch's parameters give the bits of those on numpy's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,38 @@ import torch
 from torch.nn import Parameter
 
 import localsgd.torch as ours
-from localsgd import Arena, Communicator, ModelAverager, every, gossip, run_threads
-from localsgd.comm.codecs import Int8
+from localsgd import (
+    Arena,
+    Communicator,
+    DirectionalAverager,
+    DynamicAverager,
+    LowRankAverager,
+    ModelAverager,
+    SparseAverager,
+    Timed,
+    every,
+    gossip,
+    run_threads,
+)
+from localsgd.comm.codecs import Int8, TopK
+
+
+def ticks() -> Callable[[], float]:
+    """A clock that goes on by a second whenever it is asked."""
+    seconds = count()
+    return lambda: float(next(seconds))
+
 
 KINDS: dict[str, Callable[[Communicator], ModelAverager]] = {
     "D-PSGD": lambda comm: gossip.GossipAverager(every(2), gossip.ring(), comm),
     "push-sum": lambda comm: gossip.PushSumAverager(every(2), gossip.exponential(), comm),
     "NoLoCo": lambda comm: gossip.NoLoCoAverager(every(2), comm),
     "CHOCO": lambda comm: gossip.ChocoAverager(every(2), gossip.ring(), Int8(8), 0.5, comm),
+    "timed": lambda comm: ModelAverager(Timed(3.0, first_period=2, clock=ticks()), comm),
+    "dynamic": lambda comm: DynamicAverager(every(1), 40.0, comm),
+    "directional": lambda comm: DirectionalAverager(every(2), comm, plain=["b"]),
+    "sparse": lambda comm: SparseAverager(every(2), TopK(2, 8), comm),
+    "low rank": lambda comm: LowRankAverager(every(2), 1, comm),
 }
 
 
