@@ -107,6 +107,29 @@ def test_what_is_no_matrix_is_averaged_as_it_is_to_the_bit() -> None:
         assert one == other
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_matrix_costs_two_thin_ones(size: int) -> None:
+    """Of 1,024 x 2,048 numbers at rank 8: both sides as means, and the left from the first worker.
+
+    A mean of n bytes sends 2 n (1 - 1/K); what the first worker has goes out in parts, one to each
+    host, and from there to the others: 2 n (1 - 1/K) from it, n (1 - 1/K) from each of them.
+    """
+
+    def work(comm: Communicator) -> int:
+        arena = Arena({"m": np.zeros((1024, 2048), np.float32)}, comm, grad=False)
+        averager = LowRankAverager(every(1), 8, comm)
+        averager.begin(arena)
+        arena.flat[...] += comm.rank + 1
+        averager.average_parameters(arena)
+        return averager.traffic.sent
+
+    left, right = 4 * 8 * 1024, 4 * 8 * 2048
+    others = (2 * (left + right) + left) * (size - 1) // size
+    first = others + left * (size - 1) // size
+    found = run_threads(size, work, hosts="+".join(["1"] * size))
+    assert found == [first, *[others] * (size - 1)]
+
+
 def test_a_rank_below_1_is_an_error() -> None:
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         LowRankAverager(every(1), 0, solo())
