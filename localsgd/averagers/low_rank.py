@@ -152,10 +152,12 @@ class LowRankAverager(ModelAverager):
                 return False
             raise
         for arena, kept, (wanted, merged, right) in zip(arenas, self._kept, found, strict=True):
-            np.subtract(wanted, merged, out=kept["residual"])
-            # What goes as it is leaves nothing behind.
-            for plain in self._plain(arena, kept["residual"]):
-                plain[...] = 0
+            # Who gives nothing has nothing in what was merged.
+            if weight != 0:
+                np.subtract(wanted, merged, out=kept["residual"])
+                # What goes as it is leaves nothing behind.
+                for plain in self._plain(arena, kept["residual"]):
+                    plain[...] = 0
             kept["right"][...] = right
             kept["reference"] -= merged
             arena.flat[...] = kept["reference"]

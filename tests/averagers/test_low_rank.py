@@ -107,6 +107,22 @@ def test_what_is_no_matrix_is_averaged_as_it_is_to_the_bit() -> None:
         assert one == other
 
 
+def test_who_gives_nothing_keeps_its_residual() -> None:
+    def work(comm: Communicator) -> bool:
+        arena = Arena({"m": np.zeros((6, 8))}, comm, grad=False)
+        averager = LowRankAverager(every(1), 1, comm)
+        averager.begin(arena)
+        residuals = []
+        for samples in (1, comm.rank):
+            arena.flat[...] -= samples * np.random.default_rng(comm.rank).normal(size=48)
+            averager.record_samples(samples)
+            averager.average_parameters(arena)
+            residuals.append(averager.state_dict()["low rank"][0]["residual"].tolist())
+        return residuals[0] == residuals[1]
+
+    assert run_threads(2, work) == [True, False]
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_matrix_costs_two_thin_ones(size: int) -> None:
     """Of 1,024 x 2,048 numbers at rank 8: both sides as means, and the left from the first worker.
