@@ -59,4 +59,7 @@ _INTRODUCTION = (
     "",
     "What is small here is small: 1,797 digits and 960 steps; 1,920 steps of the characters. An",
     "ordering that is short is one that this setting does not show.",
+    "",
+    "`at one rate` is at the best rate for DiLoCo, which favours it; both comparisons are shown.",
+    "Three seeds are few: differences of about a standard deviation say little either way.",
 )
