@@ -13,6 +13,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, workers_of
 from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.contract import Array, Communicator
@@ -58,12 +59,11 @@ class DirectionalAverager(ModelAverager):
             comm, "plain parameters", lambda: tuple(plain), lambda made: [repr(made)]
         )
         super().__init__(schedule, comm, outer=outer)
-        self._references: list[Array] | None = None
-        self._loaded: Sequence[Any] | None = None
+        self._kept = Kept("references")
 
     @property
     def begun(self) -> bool:
-        return self._references is not None and super().begun
+        return self._kept.begun and super().begun
 
     def begin(self, params: Arenas) -> None:
         """As ``ModelAverager.begin``.
@@ -78,40 +78,15 @@ class DirectionalAverager(ModelAverager):
         if unknown:
             raise ValueError(f"plain must name parameters, got {sorted(unknown)} that are none")
         super().begin(arenas)
-        self._references = [arena.flat.copy() for arena in arenas]
-        if self._loaded is not None:
-            self._take_over(self._loaded)
-            self._loaded = None
+        self._kept.begin([{"reference": arena.flat.copy()} for arena in arenas])
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self._loaded
-        if self._references is not None:
-            kept = [reference.copy() for reference in self._references]
-        return {**super().state_dict(), "references": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "references" not in state_dict:
-            raise ValueError(
-                f"a directional averager's state must have 'references', got {state_dict!r}"
-            )
-        saved = state_dict["references"]
-        if saved is not None and self._references is not None:
-            shapes = [reference.shape for reference in self._references]
-            if [np.shape(values) for values in saved] != shapes:
-                raise ValueError(
-                    f"saved references must have shapes {shapes}, got "
-                    f"{[np.shape(values) for values in saved]}"
-                )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self._references is not None:
-            self._take_over(saved)
-        else:
-            self._references, self._loaded = None, saved
-
-    def _take_over(self, saved: Sequence[Any]) -> None:
-        assert self._references is not None
-        for mine, values in zip(self._references, saved, strict=True):
-            mine[...] = values
+        self._kept.load_state_dict(state_dict)
 
     def _round(
         self,
@@ -121,8 +96,7 @@ class DirectionalAverager(ModelAverager):
         kind: Kind,
         step: int,
     ) -> bool:
-        if self._references is None:
-            raise ValueError("begin(params) must be called before the first local step, got none")
+        self._kept.require_begun()
         before = [arena.flat.copy() for arena in arenas]
         try:
             if kind == "round" and step > self._outer.together:
@@ -133,23 +107,23 @@ class DirectionalAverager(ModelAverager):
                 arena.flat[...] = values
             raise
         if held:
-            self._references = [arena.flat.copy() for arena in arenas]
+            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
+                kept["reference"][...] = arena.flat
         return held
 
     def _merge(self, arenas: Sequence[Arena], group: Communicator, step: int) -> None:
         """Moves all workers to where the merged move leads; nowhere if nobody weighs anything."""
-        assert self._references is not None
         weight, traffic = self._weight(group, step), group.traffic
         merged = []
-        for arena, reference in zip(arenas, self._references, strict=True):
-            moved = (reference - arena.flat).astype(work_dtype(arena.dtype), copy=False)
+        for arena, kept in zip(arenas, self._kept.arrays, strict=True):
+            moved = (kept["reference"] - arena.flat).astype(work_dtype(arena.dtype), copy=False)
             try:
                 self._merge_moves(arena, moved, group, weight, f"moves after step {step}")
             except NoWeight:
                 return
             merged.append(moved)
-        for arena, reference, moved in zip(arenas, self._references, merged, strict=True):
-            arena.flat[...] = reference - moved
+        for arena, kept, moved in zip(arenas, self._kept.arrays, merged, strict=True):
+            arena.flat[...] = kept["reference"] - moved
         self.traffic += group.traffic - traffic
 
     def _merge_moves(

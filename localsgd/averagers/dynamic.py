@@ -14,6 +14,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_count, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, MismatchError
 from localsgd.comm.contract import Array, Communicator
@@ -68,47 +69,25 @@ class DynamicAverager(ModelAverager):
             schedule, comm, outer=outer, compress=compress, error_feedback=error_feedback
         )
         self.looks = 0
-        self._references: list[Array] | None = None
-        self._loaded: Sequence[Any] | None = None
+        self._kept = Kept("references")
 
     @property
     def begun(self) -> bool:
-        return self._references is not None and super().begun
+        return self._kept.begun and super().begun
 
     def begin(self, params: Arenas) -> None:
         if self.comm is NON_MEMBER:
             return
         super().begin(params)
-        self._refer(as_arenas(params))
-        if self._loaded is not None and self._references is not None:
-            for mine, saved in zip(self._references, self._loaded, strict=True):
-                mine[...] = saved
-            self._loaded = None
+        self._kept.begin([{"reference": arena.flat.copy()} for arena in as_arenas(params)])
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self._loaded
-        if self._references is not None:
-            kept = [reference.copy() for reference in self._references]
-        return {**super().state_dict(), "references": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "references" not in state_dict:
-            raise ValueError(
-                f"a dynamic averager's state must have 'references', got {state_dict!r}"
-            )
-        saved = state_dict["references"]
-        if saved is not None and self._references is not None:
-            shapes = [reference.shape for reference in self._references]
-            if [np.shape(values) for values in saved] != shapes:
-                raise ValueError(
-                    f"saved references must have shapes {shapes}, got "
-                    f"{[np.shape(values) for values in saved]}"
-                )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self._references is not None:
-            self._references = [np.array(values) for values in saved]
-        else:
-            self._references, self._loaded = None, saved
+        self._kept.load_state_dict(state_dict)
 
     def _round(
         self,
@@ -118,21 +97,20 @@ class DynamicAverager(ModelAverager):
         kind: Kind,
         step: int,
     ) -> bool:
-        if self._references is None:
-            raise ValueError("begin(params) must be called before the first local step, got none")
+        self._kept.require_begun()
         if kind == "round" and step > self._outer.together and not self._too_far(arenas, step):
             return False
         held = super()._round(arenas, group, along, kind, step)
         if held:
-            self._refer(arenas)
+            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
+                kept["reference"][...] = arena.flat
         return held
 
     def _too_far(self, arenas: Sequence[Arena], step: int) -> bool:
         """Whether a worker has gone too far, or holds what is no number. Collective."""
-        assert self._references is not None
         moved = sum(
-            _squared(arena.flat, reference)
-            for arena, reference in zip(arenas, self._references, strict=True)
+            _squared(arena.flat, kept["reference"])
+            for arena, kept in zip(arenas, self._kept.arrays, strict=True)
         )
         before = self.comm.traffic
         # A NaN is not within any bound.
@@ -140,9 +118,6 @@ class DynamicAverager(ModelAverager):
         self.traffic += self.comm.traffic - before
         self.looks += 1
         return any(looked)
-
-    def _refer(self, arenas: Sequence[Arena]) -> None:
-        self._references = [arena.flat.copy() for arena in arenas]
 
 
 def _looks(reports: Sequence[Any], step: int) -> list[bool]:

@@ -14,6 +14,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
+from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_count, workers_of
 from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.contract import Array, Communicator
@@ -61,67 +62,41 @@ class LowRankAverager(ModelAverager):
             lambda made: [repr(made)],
         )
         super().__init__(schedule, comm)
-        self._kept: list[dict[str, Array]] = []
-        self._loaded: Sequence[Any] | None = None
+        self._kept = Kept("low rank")
 
     @property
     def begun(self) -> bool:
         """Whether there is a reference."""
-        return bool(self._kept)
+        return self._kept.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters, equal on all workers, for the reference, or what was loaded."""
         if self.comm is NON_MEMBER:
             return
         random = np.random.Generator(np.random.Philox(self._seed))
-        self._kept = []
+        arrays = []
         for arena in as_arenas(params):
             wide = arena.flat.astype(work_dtype(arena.dtype))
             width = sum(matrix.shape[1] for matrix in self._matrices(arena, wide))
             # Whole numbers, which every version draws alike, and no zeros.
             right = 1.0 + random.integers(0, 1 << 16, self.rank * width) / (1 << 15)
             right[random.integers(0, 2, right.size) == 1] *= -1
-            self._kept.append(
+            arrays.append(
                 {
                     "reference": wide,
                     "residual": np.zeros_like(wide),
                     "right": right.astype(wide.dtype),
                 }
             )
-        if self._loaded is not None:
-            self._take_over(self._loaded)
-            self._loaded = None
+        self._kept.begin(arrays)
 
     def state_dict(self) -> dict[str, Any]:
-        kept: Any = self._loaded
-        if self.begun:
-            kept = [{key: array.copy() for key, array in entry.items()} for entry in self._kept]
-        return {**super().state_dict(), "low rank": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "low rank" not in state_dict:
-            raise ValueError(
-                f"a low-rank averager's state must have 'low rank', got {state_dict!r}"
-            )
-        saved = state_dict["low rank"]
-        if saved is not None and self.begun:
-            for mine, theirs in zip(self._kept, saved, strict=True):
-                for key, array in mine.items():
-                    if np.shape(theirs[key]) != array.shape:
-                        raise ValueError(
-                            f"a saved {key} must have shape {array.shape}, "
-                            f"got {np.shape(theirs[key])}"
-                        )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self.begun:
-            self._take_over(saved)
-        else:
-            self._kept, self._loaded = [], saved
-
-    def _take_over(self, saved: Sequence[Any]) -> None:
-        for mine, theirs in zip(self._kept, saved, strict=True):
-            for key, array in mine.items():
-                array[...] = theirs[key]
+        self._kept.load_state_dict(state_dict)
 
     def _round(
         self,
@@ -131,11 +106,10 @@ class LowRankAverager(ModelAverager):
         kind: Kind,
         step: int,
     ) -> bool:
-        if not self.begun:
-            raise ValueError("begin(params) must be called before the first local step, got none")
+        self._kept.require_begun()
         if step <= self._outer.together:
             held = super()._round(arenas, group, along, kind, step)
-            for kept, arena in zip(self._kept, arenas, strict=True):
+            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
                 kept["reference"][...] = arena.flat
             return held
         along = taking_part(along, kind, step)
@@ -145,13 +119,15 @@ class LowRankAverager(ModelAverager):
             companion.ready(group, weight)
         found = []
         try:
-            for arena, kept in zip(arenas, self._kept, strict=True):
+            for arena, kept in zip(arenas, self._kept.arrays, strict=True):
                 found.append(self._merged(arena, kept, group, weight, label))
         except NoWeight:
             if self._may_be_without_weight(group):
                 return False
             raise
-        for arena, kept, (wanted, merged, right) in zip(arenas, self._kept, found, strict=True):
+        for arena, kept, (wanted, merged, right) in zip(
+            arenas, self._kept.arrays, found, strict=True
+        ):
             # Who gives nothing has nothing in what was merged.
             if weight != 0:
                 np.subtract(wanted, merged, out=kept["residual"])

@@ -16,6 +16,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
+from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
 from localsgd.comm.codecs import check, keyed
@@ -73,13 +74,12 @@ class SparseAverager(ModelAverager):
         )
         self.codec = codec
         super().__init__(schedule, comm)
-        self._kept: list[dict[str, Array]] = []
-        self._loaded: Sequence[Any] | None = None
+        self._kept = Kept("sparse")
 
     @property
     def begun(self) -> bool:
         """Whether there is an anchor."""
-        return bool(self._kept)
+        return self._kept.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters, equal on all workers, for the anchor, or what was loaded.
@@ -96,42 +96,16 @@ class SparseAverager(ModelAverager):
                 check(self.codec, work_dtype(arena.dtype), arena.flat.size)
 
         agreed_among(self.comm, "codecs", prepare, lambda _: [])
-        self._kept = [
-            {"anchor": wide, "unsent": np.zeros_like(wide)}
-            for wide in (arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas)
-        ]
-        if self._loaded is not None:
-            self._take_over(self._loaded)
-            self._loaded = None
+        wides = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
+        self._kept.begin([{"anchor": wide, "unsent": np.zeros_like(wide)} for wide in wides])
 
     def state_dict(self) -> dict[str, Any]:
-        kept: Any = self._loaded
-        if self.begun:
-            kept = [{key: array.copy() for key, array in entry.items()} for entry in self._kept]
-        return {**super().state_dict(), "sparse": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "sparse" not in state_dict:
-            raise ValueError(f"a sparse averager's state must have 'sparse', got {state_dict!r}")
-        saved = state_dict["sparse"]
-        if saved is not None and self.begun:
-            for mine, theirs in zip(self._kept, saved, strict=True):
-                for key, array in mine.items():
-                    if np.shape(theirs[key]) != array.shape:
-                        raise ValueError(
-                            f"a saved {key} must have shape {array.shape}, "
-                            f"got {np.shape(theirs[key])}"
-                        )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self.begun:
-            self._take_over(saved)
-        else:
-            self._kept, self._loaded = [], saved
-
-    def _take_over(self, saved: Sequence[Any]) -> None:
-        for mine, theirs in zip(self._kept, saved, strict=True):
-            for key, array in mine.items():
-                array[...] = theirs[key]
+        self._kept.load_state_dict(state_dict)
 
     def _round(
         self,
@@ -141,11 +115,10 @@ class SparseAverager(ModelAverager):
         kind: Kind,
         step: int,
     ) -> bool:
-        if not self.begun:
-            raise ValueError("begin(params) must be called before the first local step, got none")
+        self._kept.require_begun()
         if step <= self._outer.together:
             held = super()._round(arenas, group, along, kind, step)
-            for kept, arena in zip(self._kept, arenas, strict=True):
+            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
                 kept["anchor"][...] = arena.flat
             return held
         along = taking_part(along, kind, step)
@@ -158,9 +131,9 @@ class SparseAverager(ModelAverager):
         for companion in along:
             companion.ready(group, weight)
         unsent = []
-        for index, (arena, kept) in enumerate(zip(arenas, self._kept, strict=True)):
+        for index, (arena, kept) in enumerate(zip(arenas, self._kept.arrays, strict=True)):
             unsent.append(self._send(index, arena, kept, group, weights))
-        for arena, kept, (rest, moved) in zip(arenas, self._kept, unsent, strict=True):
+        for arena, kept, (rest, moved) in zip(arenas, self._kept.arrays, unsent, strict=True):
             kept["anchor"] -= kept["anchor"].dtype.type(self.lr) * moved
             kept["unsent"][...] = rest
             arena.flat[...] = kept["anchor"]
