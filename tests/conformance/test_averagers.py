@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
     "quadratic": Kind(lambda comm: ModelAverager(quadratic(2, 1.0, lambda _: 0.9), comm)),
     "timed": Kind(lambda comm: ModelAverager(Timed(2.0, clock=ticks()), comm)),
     "directional": Kind(lambda comm: DirectionalAverager(every(2), comm, outer=nesterov())),
-    "dynamic": Kind(lambda comm: DynamicAverager(every(1), 0.02, comm, outer=nesterov())),
+    "dynamic": Kind(lambda comm: DynamicAverager(every(1), 1.0, comm, outer=nesterov())),
     "proportional": Kind(lambda comm: ProportionalAverager(2, comm, clock=ticks())),
     "periodic": Kind(lambda comm: PeriodicModelAverager(3, 1, comm)),
     "hierarchical": Kind(
