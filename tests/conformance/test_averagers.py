@@ -145,7 +145,6 @@ def are_equal(comm: Communicator, params: list[Arena]) -> bool:
     )
 
 
-@pytest.mark.few_layouts
 @pytest.mark.parametrize("name", KINDS)
 def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
     """In place; equal after rounds, if it says so, and after a flush; the step is counted; a resume

@@ -13,6 +13,8 @@ from backends import DEADLINE_S, Workers
 from localsgd.comm import BFLOAT16, Communicator, run_threads, world
 from oracle import some_values
 
+pytestmark = pytest.mark.every_layout
+
 
 def digest(comm: Communicator) -> str:
     """Of what a rank holds after every kind of reduction."""

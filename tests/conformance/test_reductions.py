@@ -20,6 +20,8 @@ from oracle import (
     two_level_sum,
 )
 
+pytestmark = pytest.mark.every_layout
+
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 # Empty; fewer than ranks; not divisible; large: several chunks a rank, and compiled loops.
 LENGTHS = [0, 1, 5, 1001, 300_003]

@@ -10,6 +10,8 @@ import pytest
 from backends import Workers
 from localsgd.comm import Communicator, MismatchError
 
+pytestmark = pytest.mark.every_layout
+
 COUNTS = [7, 5_000]
 
 

@@ -22,6 +22,8 @@ from localsgd import (
 )
 from workers import gradient, initial_values, reference
 
+pytestmark = pytest.mark.every_layout
+
 BATCHES = [1, 2, 5, 13, 0, 7]
 WARMUP = 3
 Groups = Sequence[Sequence[int]]

@@ -9,6 +9,8 @@ from backends import Workers
 from localsgd.comm import NON_MEMBER, Communicator, MismatchError
 from oracle import every, same_bits, some_values
 
+pytestmark = pytest.mark.every_layout
+
 
 def test_allocated_memory_is_zeroed_and_has_the_asked_shape(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
