@@ -17,6 +17,7 @@ from localsgd.averagers import (
     StreamingAverager,
     average_parameters,
 )
+from localsgd.checkpoint import CheckpointError, Checkpoints
 from localsgd.comm import (
     NON_MEMBER,
     Communicator,
@@ -50,6 +51,8 @@ __all__ = [
     "AdaComm",
     "Arena",
     "Buffers",
+    "CheckpointError",
+    "Checkpoints",
     "Communicator",
     "Derived",
     "DiLoCo",

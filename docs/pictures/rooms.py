@@ -48,6 +48,7 @@ PLACES = {
     "methods": 0.22,
     "localsgd": 0.4,
     "cli": 0.6,
+    "checkpoint": 0.12,
 }
 # How many letters wide a room is that stands close to others.
 NARROW = {"schedules": 24}

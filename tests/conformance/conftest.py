@@ -6,17 +6,20 @@ import pytest
 
 from backends import available, under_mpi
 
-# On threads a test has these alone unless it is marked every_layout; under MPI all of a size.
+# The layouts that a test has on threads; under MPI it has all of a size. One that is marked
+# every_layout has all on threads, too, and one marked layouts those that it names.
 FEW = ("1", "1+1", "3", "2+1", "0,2/1", "4", "2+2", "3+2+1")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "workers" in metafunc.fixturenames:
         marks = [pytest.mark.mpi] if under_mpi() else []
-        few = metafunc.definition.get_closest_marker("every_layout") is None
+        every = metafunc.definition.get_closest_marker("every_layout") is not None
+        named = metafunc.definition.get_closest_marker("layouts")
+        layouts = FEW if named is None else named.args
         params = [
             pytest.param(workers, marks=marks, id=str(workers))
             for workers in available()
-            if not few or workers.backend != "threads" or workers.hosts in FEW
+            if every or under_mpi() or workers.hosts in layouts
         ]
         metafunc.parametrize("workers", params)
