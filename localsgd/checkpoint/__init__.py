@@ -1,5 +1,6 @@
 """Where training goes on after it has ended: everything saved, and loaded to the bit."""
 
-from localsgd.checkpoint.checkpoints import CheckpointError, Checkpoints
+from localsgd.checkpoint.checkpoints import Checkpoints
+from localsgd.checkpoint.writer import CheckpointError
 
 __all__ = ["CheckpointError", "Checkpoints"]

@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from localsgd.checkpoint.folder import CheckpointFolder
-from localsgd.checkpoint.manifest import NAME, Manifest
 from localsgd.checkpoint.newest import Found, newest
-from localsgd.checkpoint.rank_file import RankFile, name_of, write
 from localsgd.checkpoint.savable import Part, part_of
 from localsgd.checkpoint.tree import Arrays, flattened
+from localsgd.checkpoint.writer import CheckpointError, Writer
 from localsgd.checks import agreed, caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.contract import Communicator, Json, Request
+from localsgd.comm.contract import Communicator, Json
 from localsgd.schedules import Schedule
-
-T = TypeVar("T")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read, with the rank and what the system says."""
 
 
 class Checkpoints:
@@ -46,8 +39,7 @@ class Checkpoints:
         saves.close()
 
     Attributes:
-        folder: where they lie.
-        keep: how many are kept.
+        when: after which steps ``after`` saves.
     """
 
     def __init__(
@@ -74,30 +66,27 @@ class Checkpoints:
                 there is a warning.
 
         Raises:
-            TypeError, ValueError: for an invalid argument, or a folder that another job has.
-            CheckpointError: on every rank, if the first cannot write to the folder.
+            TypeError, ValueError: for an invalid argument.
+            CheckpointError: on every rank, if the first cannot use the folder, or another job does.
             MismatchError: on every rank, if arguments differ.
         """
         self._comm = workers_of(comm)
-        if self._comm is NON_MEMBER:
-            raise ValueError("comm must be a group that this worker is in, got NON_MEMBER")
-        self.folder, self._configuration = CheckpointFolder(folder), configuration
 
         def prepare() -> dict[str, Part]:
+            if self._comm is NON_MEMBER:
+                raise ValueError("comm must be a group that this worker is in, got NON_MEMBER")
             if not isinstance(when, Schedule):
                 raise TypeError(f"when must have due(step), as every(100) has, got {when!r}")
-            self.keep = checked_count("keep", keep, at_least=1)
+            checked_count("keep", keep, at_least=1)
             return {name: self._part(name, value) for name, value in parts.items()}
 
         def words(made: Mapping[str, Part]) -> list[str]:
             return [f"part {name!r}" for name in made] + [f"{when!r}, keep={keep}, {configuration}"]
 
-        self._when = when
         self._parts = agreed(self._comm, "checkpoints", prepare, words)
-        # A background of its own, so that no round waits for the disk.
-        self._writers = self._comm.split(0)
-        self._writing: Request | None = None
-        self._on_first("be used", self.folder.claim)
+        self.when, self._configuration = when, configuration
+        self._folder = CheckpointFolder(folder)
+        self._writer = Writer(self._folder, self._comm, list(self._parts), configuration, keep)
 
     def load(self, step: int | None = None) -> int | None:
         """Takes over the newest checkpoint that is whole, or that of a step. Collective.
@@ -117,14 +106,14 @@ class Checkpoints:
         self.wait()
         wanted = None if step is None else checked_count("step", step, at_least=0)
         agreed(self._comm, "steps", lambda: wanted, lambda made: [f"step {made}"])
-        found = newest(self.folder, self._comm, wanted)
-        for problem in found.problems if self._comm.rank == 0 else ():
-            warnings.warn(f"passed over a checkpoint: {problem}", stacklevel=caller_level())
+        found = newest(self._folder, self._comm, wanted)
         if found.manifest is None:
             if found.problems:
                 raise CheckpointError(f"no checkpoint is whole: {'; '.join(found.problems)}")
             return None
         self._take_over(found)
+        if self._comm.rank == 0:
+            self._warn_of(found)
         return found.manifest.step
 
     def after(self, step: int) -> bool:
@@ -136,7 +125,7 @@ class Checkpoints:
         Raises:
             As ``save``.
         """
-        due = self._when.due(step)
+        due = self.when.due(step)
         if due:
             self.save(step)
         return due
@@ -158,8 +147,8 @@ class Checkpoints:
             value, arrays = flattened({name: part.state() for name, part in self._parts.items()})
             return value, {name: array.copy() for name, array in arrays.items()}
 
-        made = agreed(self._comm, "checkpoints", prepare, lambda _: [f"step {step}"])
-        self._writing = self._writers.start(lambda comm: self._write(comm, step, *made))
+        value, arrays = agreed(self._comm, "checkpoints", prepare, lambda _: [f"step {step}"])
+        self._writer.start(step, value, arrays)
 
     def wait(self) -> None:
         """Returns once the checkpoint that is being written is complete. Collective.
@@ -167,95 +156,19 @@ class Checkpoints:
         Raises:
             CheckpointError: on every rank, if it could not be written; those before it stand.
         """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.wait()
+        self._writer.wait()
 
     def close(self) -> None:
         """Waits, and lets other jobs have the folder. Collective."""
-        try:
-            self.wait()
-        finally:
-            self.folder.release()
-            self._writers.close()
+        self._writer.close()
 
     def _part(self, name: str, value: object) -> Part:
         if not isinstance(name, str) or not name:
             raise TypeError(f"parts must have texts for names, got {name!r}")
         return part_of(name, value)
 
-    def _on_first(self, what: str, work: Callable[[], object]) -> None:
-        """Runs something on the first rank, and raises on all what it raises. Collective."""
-        error: Exception | None = None
-        try:
-            if self._comm.rank == 0:
-                work()
-        except Exception as raised:
-            error = raised
-        problem = self._comm.collect("" if error is None else f"{type(error).__name__}: {error}")[0]
-        if problem:
-            self._writers.close()
-            raise CheckpointError(f"the folder {self.folder.path} cannot be {what}: {problem}")
-
-    def _write(self, comm: Communicator, step: int, value: Any, arrays: Arrays) -> None:
-        """Writes this rank's file and, once all are written, commits; collective."""
-        folder, first = self.folder, comm.rank == 0
-        path = folder.unfinished(step) / name_of(comm.rank)
-        try:
-            self._on_all(comm, step, lambda: folder.begin(step) if first else None)
-            file = self._on_all(comm, step, lambda: write(path, value, arrays))
-            files = [RankFile(*entry) for entry in comm.collect([file.nbytes, file.digest])]
-            self._on_all(comm, step, lambda: self._commit(comm, step, files) if first else None)
-        except CheckpointError:
-            if first:
-                folder.give_up(step)
-            raise
-
-    def _on_all(self, comm: Communicator, step: int, work: Callable[[], T]) -> T:
-        """What some work gives, once it is done on all ranks; an error on all if it fails on one.
-
-        Collective.
-        """
-        made: list[T] = []
-        problem = ""
-        try:
-            made.append(work())
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        problems = comm.collect(problem)
-        for rank, text in enumerate(problems):
-            if text:
-                raise CheckpointError(
-                    f"the checkpoint of step {step} could not be written on rank {rank}: {text}; "
-                    "those before it stand"
-                )
-        return made[0]
-
-    def _commit(self, comm: Communicator, step: int, files: Sequence[RankFile]) -> None:
-        """Gives a checkpoint its manifest and its name, and removes the oldest."""
-        hosts, parts = str(comm.topology), tuple(self._parts)
-        manifest = Manifest(step, hosts, parts, self._configuration, tuple(files))
-        unfinished = self.folder.unfinished(step)
-        for rank, file in enumerate(files):
-            path = unfinished / name_of(rank)
-            if not path.exists() or path.stat().st_size != file.nbytes:
-                raise OSError(f"{path} of rank {rank} is not seen here: is the folder shared?")
-        with (unfinished / NAME).open("w") as out:
-            out.write(manifest.text())
-            out.flush()
-            os.fsync(out.fileno())
-        self.folder.commit(step)
-        self.folder.keep(self.keep)
-
     def _take_over(self, found: Found) -> None:
         """Lets every part take over its state, or none on any rank."""
-        assert found.manifest is not None
-        if found.manifest.configuration != self._configuration and self._comm.rank == 0:
-            warnings.warn(
-                f"the checkpoint was saved with configuration {found.manifest.configuration}, this "
-                f"training goes on with {self._configuration}",
-                stacklevel=caller_level(),
-            )
         before: list[tuple[Part, Any]] = []
         try:
             if set(found.states) != set(self._parts):
@@ -268,3 +181,14 @@ class Checkpoints:
             for part, previous in before:
                 part.load(previous)
             raise
+
+    def _warn_of(self, found: Found) -> None:
+        """Says what a user would want to know of what was loaded."""
+        words = [f"passed over a checkpoint: {problem}" for problem in found.problems]
+        if found.manifest is not None and found.manifest.configuration != self._configuration:
+            words.append(
+                f"the checkpoint was saved with configuration {found.manifest.configuration}, this "
+                f"training goes on with {self._configuration}"
+            )
+        for text in words:
+            warnings.warn(text, stacklevel=caller_level())
