@@ -17,7 +17,7 @@ from localsgd.averagers import (
     StreamingAverager,
     average_parameters,
 )
-from localsgd.checkpoint import CheckpointError, Checkpoints
+from localsgd.checkpoint import CheckpointError, Checkpoints, Preempted
 from localsgd.comm import (
     NON_MEMBER,
     Communicator,
@@ -71,6 +71,7 @@ __all__ = [
     "Participation",
     "PeriodicModelAverager",
     "PostLocalSGDOptimizer",
+    "Preempted",
     "ProportionalAverager",
     "RandomStreams",
     "RankFailure",

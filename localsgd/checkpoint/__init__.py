@@ -1,6 +1,7 @@
 """Where training goes on after it has ended: everything saved, and loaded to the bit."""
 
 from localsgd.checkpoint.checkpoints import Checkpoints
+from localsgd.checkpoint.preemption import Preempted
 from localsgd.checkpoint.writer import CheckpointError
 
-__all__ = ["CheckpointError", "Checkpoints"]
+__all__ = ["CheckpointError", "Checkpoints", "Preempted"]

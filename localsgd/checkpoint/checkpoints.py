@@ -17,6 +17,7 @@ from typing import Any
 
 from localsgd.checkpoint.folder import CheckpointFolder
 from localsgd.checkpoint.newest import Found, newest
+from localsgd.checkpoint.preemption import Notice, Preempted, require_signals
 from localsgd.checkpoint.savable import Part, part_of
 from localsgd.checkpoint.tree import Arrays, flattened
 from localsgd.checkpoint.writer import CheckpointError, Writer
@@ -40,6 +41,7 @@ class Checkpoints:
 
     Attributes:
         when: after which steps ``after`` saves.
+        preemption: after which steps it looks whether the job was told to stop.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Checkpoints:
         when: Schedule,
         keep: int = 2,
         configuration: Json = None,
+        preemption: Schedule | None = None,
     ) -> None:
         """Collective.
 
@@ -64,6 +67,9 @@ class Checkpoints:
             keep: how many complete checkpoints are kept, at least 1.
             configuration: kept with every checkpoint; where it is another one when that is loaded,
                 there is a warning.
+            preemption: after which steps all ranks look whether one of them got ``SIGTERM`` or
+                ``SIGUSR1``, as batch systems send before they take a machine away. Then ``after``
+                saves and ends the program with exit code 75. None leaves signals alone.
 
         Raises:
             TypeError, ValueError: for an invalid argument.
@@ -75,18 +81,25 @@ class Checkpoints:
         def prepare() -> dict[str, Part]:
             if self._comm is NON_MEMBER:
                 raise ValueError("comm must be a group that this worker is in, got NON_MEMBER")
-            if not isinstance(when, Schedule):
-                raise TypeError(f"when must have due(step), as every(100) has, got {when!r}")
+            for name, schedule in (("when", when), ("preemption", preemption)):
+                if not isinstance(schedule, Schedule) and (name == "when" or schedule is not None):
+                    raise TypeError(
+                        f"{name} must have due(step), as every(100) has, got {schedule!r}"
+                    )
+            if preemption is not None:
+                require_signals()
             checked_count("keep", keep, at_least=1)
             return {name: self._part(name, value) for name, value in parts.items()}
 
         def words(made: Mapping[str, Part]) -> list[str]:
-            return [f"part {name!r}" for name in made] + [f"{when!r}, keep={keep}, {configuration}"]
+            how = f"{when!r}, keep={keep}, preemption={preemption!r}, {configuration}"
+            return [*(f"part {name!r}" for name in made), how]
 
         self._parts = agreed(self._comm, "checkpoints", prepare, words)
-        self.when, self._configuration = when, configuration
+        self.when, self.preemption, self._configuration = when, preemption, configuration
         self._folder = CheckpointFolder(folder)
         self._writer = Writer(self._folder, self._comm, list(self._parts), configuration, keep)
+        self._notice = None if preemption is None else Notice()
 
     def load(self, step: int | None = None) -> int | None:
         """Takes over the newest checkpoint that is whole, or that of a step. Collective.
@@ -123,11 +136,19 @@ class Checkpoints:
             Whether a checkpoint was begun.
 
         Raises:
+            Preempted: a SystemExit with code 75, on every rank, once the checkpoint is complete, if
+                one of them was told to stop.
             As ``save``.
         """
-        due = self.when.due(step)
+        told = False
+        if self._notice is not None and self.preemption is not None and self.preemption.due(step):
+            told = self._notice.told_any(self._comm)
+        due = told or self.when.due(step)
         if due:
             self.save(step)
+        if told:
+            self.close()
+            raise Preempted(step)
         return due
 
     def save(self, step: int) -> None:
@@ -160,6 +181,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and lets other jobs have the folder. Collective."""
+        if self._notice is not None:
+            self._notice.forget()
         self._writer.close()
 
     def _part(self, name: str, value: object) -> Part:

@@ -274,6 +274,7 @@ def test_bad_arguments_are_errors_on_every_rank(tmp_path: Path) -> None:
             (differing(comm, keep=0 if one else 1), "keep must be at least 1, got 0"),
             (differing(comm, keep=2 if one else 1), "checkpoints must be equal on every rank"),
             (differing(comm, when=3 if one else every(3)), "when must have due"),
+            (differing(comm, preemption=every(1)), "preemption must be None outside of the main"),
             (differing(comm, parts={"x": 1} if one else parts), "x must have state_dict"),
         ):
             with pytest.raises((TypeError, ValueError), match=words):
