@@ -88,9 +88,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "arrays", "training", "methods", "torch.comm", "torch.arrays", "torch.averagers"),
         "torch.training",
     },
+    "torch.checkpoint": {
+        *("comm", "comm.contract", "schedules", "checkpoint", "torch.comm", "torch.arrays"),
+    },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),
-        *("torch.methods", "comm"),
+        *("torch.methods", "torch.checkpoint", "comm"),
     },
 }
 # Files that other rooms import by name. The face of transports must not load MPI.

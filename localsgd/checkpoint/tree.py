@@ -8,6 +8,7 @@ numpy alone does not know, as bfloat16, is kept as bytes with its dtype and shap
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -79,10 +80,11 @@ def flattened(state: Any) -> tuple[Any, Arrays]:
             return items if isinstance(value, list) else {_KIND: "tuple", "items": items}
         if isinstance(value, Mapping):
             pairs = [(key, walk(entry, f"{path}/{key}", depth + 1)) for key, entry in value.items()]
-            if all(type(key) is str for key, _ in pairs) and _KIND not in value:
+            counts = isinstance(value, Counter)
+            if not counts and _KIND not in value and all(type(key) is str for key, _ in pairs):
                 return dict(pairs)
             keyed = [[walk(key, f"{path}: key", depth + 1), entry] for key, entry in pairs]
-            return {_KIND: "dict", "items": keyed}
+            return {_KIND: "counter" if counts else "dict", "items": keyed}
         raise TypeError(
             "a state must be of numbers, texts, None, arrays, lists, tuples and dicts, got "
             f"{type(value).__name__} at {path}"
@@ -148,5 +150,6 @@ _KINDS: Mapping[str, Callable[[Any, Mapping[str, NDArray[Any]], int], Any]] = {
     "scalar": lambda value, arrays, depth: _array(value, arrays, depth)[()],
     "tuple": _items,
     "dict": _dict,
+    "counter": lambda value, arrays, depth: Counter(_dict(value, arrays, depth)),
     "float": _float,
 }

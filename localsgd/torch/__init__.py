@@ -11,6 +11,7 @@ from localsgd.torch.averagers import (
     average_parameters_or_parameter_groups,
     get_params_to_average,
 )
+from localsgd.torch.checkpoint import Checkpoints
 from localsgd.torch.comm import communicator, world
 from localsgd.torch.gradients import GradientStage, PostLocalSGDState, post_localSGD_hook
 from localsgd.torch.methods import (
@@ -25,6 +26,7 @@ from localsgd.torch.training import PostLocalSGDOptimizer
 
 __all__ = [
     "EASGD",
+    "Checkpoints",
     "CoreAverager",
     "DiLoCo",
     "GradientStage",

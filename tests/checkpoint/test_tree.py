@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +30,7 @@ STATES = st.recursive(
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
         | st.dictionaries(KEYS, inner, max_size=3)
+        | st.dictionaries(KEYS, st.integers(), max_size=3).map(Counter)
     ),
     max_leaves=8,
 )

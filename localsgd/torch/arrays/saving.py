@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor
 
 def with_tensors(saved: Any) -> Any:
     """The same with tensors for arrays, on their memory."""
-    if isinstance(saved, Mapping):
+    if isinstance(saved, Mapping) and not isinstance(saved, Counter):
         return {key: with_tensors(value) for key, value in saved.items()}
-    if isinstance(saved, list):
-        return [with_tensors(value) for value in saved]
+    if type(saved) in (list, tuple):
+        return type(saved)(with_tensors(value) for value in saved)
     if not isinstance(saved, np.ndarray):
         return saved
     if saved.dtype == ml_dtypes.bfloat16:
@@ -29,10 +30,10 @@ def with_tensors(saved: Any) -> Any:
 
 def with_arrays(saved: Any) -> Any:
     """The same with arrays for tensors, on their memory where it is the host's."""
-    if isinstance(saved, Mapping):
+    if isinstance(saved, Mapping) and not isinstance(saved, Counter):
         return {key: with_arrays(value) for key, value in saved.items()}
-    if isinstance(saved, list):
-        return [with_arrays(value) for value in saved]
+    if type(saved) in (list, tuple):
+        return type(saved)(with_arrays(value) for value in saved)
     if not isinstance(saved, Tensor):
         return saved
     values = saved.detach().cpu()
