@@ -159,6 +159,27 @@ def test_a_changed_bit_a_cut_or_a_lost_file_sends_all_ranks_to_the_one_before(
         assert load_two(folder) == (2, [2.0, 4.0])
 
 
+def test_a_manifest_is_checked_as_a_whole(tmp_path: Path) -> None:
+    """Its words on the layout have nothing to do with the files."""
+    two_checkpoints(tmp_path)
+    path = tmp_path / "step-000000004" / "manifest.json"
+    path.write_text(path.read_text().replace('"hosts": "2"', '"hosts": "1+1"'))
+    with pytest.warns(UserWarning, match=r"manifest.json has changed since it was written"):
+        assert load_two(tmp_path) == (2, [2.0, 4.0])
+
+
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    values = np.zeros(1)
+    saves = saves_of(tmp_path, {"values": {"x": values}}, solo())
+    for number in (1, 2):
+        values[...] = number
+        saves.save(4)
+    values[...] = 0
+    assert saves.load() == 4 and values.tolist() == [2.0]
+    saves.close()
+    assert names(tmp_path) == ["step-000000004"]
+
+
 def test_where_none_is_whole_every_rank_says_so(tmp_path: Path) -> None:
     two_checkpoints(tmp_path)
     for path in tmp_path.glob("step-*/rank-00001.safetensors"):
