@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -141,6 +141,40 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Gives back what the transport holds; it is not used afterwards."""
+
+
+@runtime_checkable
+class ShrinkingTransport(Transport, Protocol):
+    """One whose ranks may die."""
+
+    def shrink(self) -> tuple[Transport, Sequence[int]]:
+        """The ranks that are left, and what numbers they have here. Collective among them.
+
+        Raises:
+            RankFailure: if this job cannot go on without those that are lost.
+        """
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What became of a group.
+
+    Attributes:
+        before: the layout that it had.
+        numbers: for every rank that is left the number that it had, rising.
+        memory_of: ``memory_of(buffer, number)`` is what the rank that had a number has where this
+            one has ``buffer``, on memory that was allocated together; though that rank be lost.
+            None if it was on another host.
+    """
+
+    before: Topology
+    numbers: tuple[int, ...]
+    memory_of: Callable[[Array, int], Array | None]
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The numbers of those that are not there any more."""
+        return tuple(rank for rank in range(self.before.size) if rank not in self.numbers)
 
 
 class Communicator(Protocol):
@@ -297,6 +331,20 @@ class Communicator(Protocol):
         """The group of the ranks that gave the same colour, in their order here.
 
         A rank that gives None belongs to none of them and gets ``NON_MEMBER``.
+        """
+
+    def shrink(self) -> Shrunk:
+        """Goes on with the ranks that are left, after a RankFailure. Collective among them.
+
+        Each calls it wherever it stands. The group stays the same object: its ranks are numbered
+        anew, in their order, and memory stays where it is. Groups split from it are of no use any
+        more. Only the group of all workers can, in a job that was started to be fault-tolerant.
+
+        Returns:
+            Who is left. All may be: then the group is as it was, and works again.
+
+        Raises:
+            RankFailure: if this job cannot go on without those that are lost.
         """
 
     def close(self) -> None:

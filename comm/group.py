@@ -18,8 +18,20 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .codecs import Codec, PlacedCodec
-from .contract import Array, Communicator, Json, Op, Reduction, Request, Traffic, Transport, Update
-from .errors import require_length
+from .contract import (
+    Array,
+    Communicator,
+    Json,
+    Op,
+    Reduction,
+    Request,
+    ShrinkingTransport,
+    Shrunk,
+    Traffic,
+    Transport,
+    Update,
+)
+from .errors import RankFailure, require_length
 from .meeting import (
     PAGE_BYTES,
     Board,
@@ -75,8 +87,16 @@ class Group:
         Raises:
             CannotMap: on every rank, if ranks of one host cannot map each other's memory.
         """
+        self._setting, self._number, self._shrinks = setting, number, 0
+        self._background, self._told, self._earlier = Background(), False, Traffic()
+        self._meet(transport, topology, world_ranks)
+        leave_at_exit(self)
+
+    def _meet(self, transport: Transport, topology: Topology, world_ranks: Sequence[int]) -> None:
+        """Makes everything by which these ranks meet; collective."""
+        setting = self._setting
         self.rank, self.size, self.topology = transport.rank, transport.size, topology
-        self._transport, self._setting, self._number = transport, setting, number
+        self._transport = transport
         ranks = topology.neighbours(self.rank)
         self._neighbours = tuple(world_ranks[rank] for rank in ranks)
         self._world_ranks = tuple(world_ranks)
@@ -93,7 +113,6 @@ class Group:
         self._entrance = Entrance(
             self._board, self._mail, News(transport), self._waiter, topology, self.rank
         )
-        self._background = Background()
         self._reducer = Reducer(
             self._mail,
             self._board,
@@ -111,8 +130,6 @@ class Group:
         self._reductions = Reductions(
             self._entrance, self._reducer, self._own_errors, self.size, self.shard, native
         )
-        self._told = False
-        leave_at_exit(self)
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
@@ -131,7 +148,7 @@ class Group:
 
     @property
     def traffic(self) -> Traffic:
-        return Traffic(
+        return self._earlier + Traffic(
             self._collective.calls,
             self._reducer.host_read,
             self._reducer.host_written,
@@ -283,6 +300,27 @@ class Group:
                 self._setting,
             )
 
+    def shrink(self) -> Shrunk:
+        self._collective.require_open()
+        self._background.drain()
+        if not isinstance(self._transport, ShrinkingTransport):
+            raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
+        before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
+        transport, numbers = self._transport.shrink()
+        self._earlier, self._shrinks = traffic, self._shrinks + 1
+        self._number = header.digest(self._number, "shrunk", self._shrinks)
+        self._meet(transport, before.restrict(numbers), [world_ranks[rank] for rank in numbers])
+        regions, here = self._setting.regions, world_ranks[numbers[self.rank]]
+
+        def memory_of(buffer: Array, number: int) -> Array | None:
+            theirs = world_ranks[number]
+            region = regions.find(buffer, [theirs])
+            if theirs == here:
+                return buffer
+            return None if region is None else region.views(buffer, [theirs])[0]
+
+        return Shrunk(before, tuple(numbers), memory_of)
+
     def close(self) -> None:
         if not self.closed:
             self._background.drain()
@@ -294,6 +332,14 @@ class Group:
     def leave(self) -> None:
         """Tells the other ranks that this one takes part no more."""
         self._entrance.leave()
+
+    def check(self) -> None:
+        """Raises RankFailure if another rank has failed."""
+        self._check([rank for rank in range(self.size) if rank != self.rank])
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the other ranks that this one ends of an error."""
+        self._entrance.fail(error)
 
     def disown(self) -> None:
         """Makes this copy, in a process that was forked from the rank's, unusable."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 import traceback
@@ -15,12 +16,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 
 from ..contract import RECORD_BYTES, Array, Arrival, Op, Pending
-from ..errors import MismatchError, require_length
-from ..waiting import Mail, Waiter, leave_all
+from ..errors import MismatchError, RankFailure, require_length
+from ..waiting import Mail, Waiter, check_all, fail_all, leave_all
 from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
@@ -29,7 +31,15 @@ for _name, _value in OPEN_MPI.items():
     if _name not in _in_files:
         os.environ.setdefault(_name, _value)
 
+# Whether the job goes on when a process dies; ``localsgd run --fault-tolerant`` says so.
+FAULT_TOLERANT = os.environ.get("LOCALSGD_FAULT_TOLERANT", "0") != "0"
+
 try:
+    if FAULT_TOLERANT:
+        import mpi4py
+
+        # A job that has lost processes cannot end MPI: Open MPI crashes there, or waits.
+        mpi4py.rc.finalize = False
     from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
     raise RuntimeError(
@@ -45,6 +55,7 @@ _NAP_S = 1e-3
 _GIVEN_UP: list[MPI.Request] = []
 # Sent so that they have ended when they have been taken.
 _ANNOUNCED: list[MPI.Request] = []
+_LOST_CLASSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -108,7 +119,7 @@ class MpiTransport:
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
         request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
-        return _Message(request)
+        return _Message(request, dest)
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
@@ -145,18 +156,55 @@ class MpiTransport:
 
     def sort_news(self) -> None:
         """Takes what has come, of whatever group: nobody else may look for it."""
-        while (message := self._comm.Improbe(tag=_NEWS)) is not None:
+        while (message := self._look()) is not None:
             found = np.empty(8 + RECORD_BYTES, np.uint8)
             message.Recv([found, MPI.BYTE])
             news = self._numbers.news.get(int.from_bytes(found[:8].tobytes(), "little"))
             if news is not None:
                 news.append(found[8:].tobytes())
 
+    def _look(self) -> MPI.Message | None:
+        try:
+            return self._comm.Improbe(tag=_NEWS)
+        except MPI.Exception as error:
+            if not _is_of_lost(error):
+                raise
+            # Until it is said that they are known to be lost, nobody is heard of.
+            self._comm.Ack_failed()
+            return None
+
     def begin_barrier(self) -> MPI.Request:
         return self._comm.Ibarrier()
 
     def check(self, missing: Sequence[int]) -> None:
-        """The library itself ends the job when a process dies."""
+        """Finds out who has died, where the library itself does not end the job."""
+        if not FAULT_TOLERANT:
+            return
+        gone = self._comm.Get_failed().Translate_ranks(None, self._comm.Get_group())
+        for rank in missing:
+            if self._ranks[rank] in gone:
+                raise RankFailure(f"rank {rank} has died", [rank])
+
+    def shrink(self) -> tuple[MpiTransport, Sequence[int]]:
+        if not FAULT_TOLERANT:
+            raise RankFailure(
+                "a job must be started with localsgd run --fault-tolerant to go on without the "
+                "ranks that it lost",
+                [],
+            )
+        if self.size < self._comm.Get_size():
+            raise RankFailure("the group of all workers alone can go on without lost ranks", [])
+        comm = MPI.Intracomm(self._comm.Shrink())
+        old = self._comm.Get_group()
+        numbers = [int(rank) for rank in comm.Get_group().Translate_ranks(None, old)]
+        if len(numbers) < self.size:
+            _Ending.has_lost = True
+            # What was announced to a process that died is never taken.
+            _GIVEN_UP.extend(_ANNOUNCED)
+            _ANNOUNCED.clear()
+        made = MpiTransport(comm, range(comm.Get_size()), 0, _Numbers(), self._waiter)
+        _ALL[0] = made
+        return made, numbers
 
     def close(self) -> None:
         """Keeps the communicator, which other groups use."""
@@ -179,8 +227,8 @@ _ALL: list[MpiTransport] = []
 
 
 class _Message:
-    def __init__(self, request: MPI.Request) -> None:
-        self._request = request
+    def __init__(self, request: MPI.Request, peer: int) -> None:
+        self._request, self._peer = request, peer
 
     def __del__(self) -> None:
         # MPI may still read or write its memory, which the request keeps.
@@ -188,31 +236,43 @@ class _Message:
             _GIVEN_UP.append(self._request)
 
     def done(self) -> bool:
-        return self._request.Test()
+        return self._test()
+
+    def _test(self, status: MPI.Status | None = None) -> bool:
+        try:
+            return self._request.Test(status)
+        except MPI.Exception as error:
+            if not _is_of_lost(error):
+                raise
+            raise RankFailure(f"rank {self._peer} has died", [self._peer]) from None
+
+
+def _is_of_lost(error: MPI.Exception) -> bool:
+    return FAULT_TOLERANT and error.Get_error_class() in _LOST_CLASSES
 
 
 class _Receipt(_Message):
     def __init__(
         self, request: MPI.Request, nbytes: int, source: int, *, exact: bool = True
     ) -> None:
-        super().__init__(request)
-        self.nbytes, self._source, self._exact = nbytes, source, exact
+        super().__init__(request, source)
+        self.nbytes, self._exact = nbytes, exact
         self._status, self._here = MPI.Status(), False
 
     def done(self) -> bool:
         if not self._here:
             try:
-                self._here = self._request.Test(self._status)
+                self._here = self._test(self._status)
             except MPI.Exception as error:
                 if error.Get_error_class() != MPI.ERR_TRUNCATE:
                     raise
                 raise MismatchError(
-                    f"the message from rank {self._source} must have {self.nbytes} bytes, got more"
+                    f"the message from rank {self._peer} must have {self.nbytes} bytes, got more"
                 ) from None
             if self._here:
                 count = self._status.Get_count(MPI.BYTE)
                 if self._exact:
-                    require_length(count, self.nbytes, self._source)
+                    require_length(count, self.nbytes, self._peer)
                 self.nbytes = count
         return self._here
 
@@ -229,9 +289,25 @@ def _end_together() -> None:
         if MPI.Is_finalized() or os.getpid() != process:
             return
         leave_all()
+        try:
+            wait_for_all()
+        except RankFailure:
+            # The others go on without those that are lost, and without this one, which has ended.
+            _vanish()
+        except MPI.Exception as error:
+            # Another has died here, for which nothing more can be done.
+            if not _is_of_lost(error):
+                raise
+            _Ending.has_lost = True
+        if FAULT_TOLERANT and not _Ending.has_lost:
+            MPI.Finalize()
+
+    def wait_for_all() -> None:
         all_here: MPI.Request | None = None
         while all_here is None or not all_here.Test():
             _ALL[0].sort_news()
+            if FAULT_TOLERANT:
+                check_all()
             # When everybody's announcements have been taken, so have those to this process.
             if all_here is None and MPI.Request.Testall(_ANNOUNCED):
                 all_here = _ALL[0].begin_barrier()
@@ -241,6 +317,27 @@ def _end_together() -> None:
     # For programs that end MPI themselves: it begins with the attributes of this communicator.
     key = MPI.Comm.Create_keyval(delete_fn=lambda *_: end())
     MPI.COMM_SELF.Set_attr(key, None)
+
+
+class _Ending:
+    """What is known of the end of this process.
+
+    Attributes:
+        has_lost: whether it has gone on without others.
+    """
+
+    has_lost = False
+
+
+def _vanish() -> NoReturn:
+    """Ends this process so that the others can go on.
+
+    Of one that exits without having ended MPI they are not told, and wait for it for ever.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("a process that kills itself goes no further")
 
 
 class _Earlier:
@@ -270,4 +367,8 @@ def _report_and_abort(
     print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
     let_be_read(sys.stdout)
     let_be_read(sys.stderr)
-    MPI.COMM_WORLD.Abort(1)
+    if FAULT_TOLERANT:
+        fail_all(error)
+        _vanish()
+    else:
+        MPI.COMM_WORLD.Abort(1)

@@ -41,6 +41,9 @@ class SoloTransport:
     def check(self, missing: Sequence[int]) -> None:
         pass
 
+    def shrink(self) -> tuple[SoloTransport, Sequence[int]]:
+        return self, [0]
+
     def close(self) -> None:
         self._sent.clear()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ..bootstrap import connect
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 _Key = tuple[tuple[int, ...], int, int, int]
 
 _CURRENT = threading.local()
+_LOOK_AGAIN_S = 0.01
 
 
 def run_threads(
@@ -30,19 +31,26 @@ def run_threads(
     *args: object,
     hosts: HostsLike | None = None,
     deadline_s: float | None = None,
+    fault_tolerant: bool = False,
 ) -> list[Result]:
     """Runs ``work(comm, *args)`` on ``size`` workers and returns what each returned, by rank.
 
     Args:
         hosts: which workers count as sharing a host, as in ``world``; None puts all on one.
         deadline_s: how long a worker waits for others before it gives up.
+        fault_tolerant: whether a worker that raises is lost to the others, who may ``shrink``, and
+            does not end them. What it raised is forgotten.
+
+    Returns:
+        What each worker returned, by rank; of those alone that were not lost.
 
     Raises:
-        Exception: the first that a worker raised, once all have ended.
+        Exception: the first that a worker raised, once all have ended; in a fault-tolerant run if
+            nobody is left.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 worker, got {size}")
-    office = _Office(size)
+    office = _Office(size, fault_tolerant=fault_tolerant)
     results: dict[int, Result] = {}
 
     def body(rank: int) -> None:
@@ -69,7 +77,10 @@ def run_threads(
         raise
     if office.first_error is not None:
         raise office.first_error
-    return [results[rank] for rank in range(size)]
+    for ended in () if results else office.ended.values():
+        if ended is not None:
+            raise ended
+    return [results[rank] for rank in sorted(results)]
 
 
 def current_group() -> Group | None:
@@ -89,11 +100,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_group)
 
 
+class _Left:
+    """Where workers meet that are left of a group."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._here: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        self._found: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
+
+    def meet(
+        self, name: tuple[int, ...], members: Sequence[int], me: int, ended: Mapping[int, object]
+    ) -> tuple[tuple[int, ...], int]:
+        """Those members that come here, once all others have ended, and a number for them."""
+        with self._changed:
+            self._here[name].add(me)
+            self._changed.notify_all()
+            while name not in self._found:
+                if all(m in self._here[name] or m in ended for m in members):
+                    here = tuple(m for m in members if m in self._here[name])
+                    self._found[name] = here, len(self._found) + 1
+                    self._changed.notify_all()
+                    break
+                self._changed.wait(_LOOK_AGAIN_S)
+            return self._found[name]
+
+
 class _Office:
     """What the workers of one run share: the mailboxes, and who has ended and how."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, *, fault_tolerant: bool) -> None:
+        self.size, self.fault_tolerant = size, fault_tolerant
+        self.left = _Left()
         self.boxes: dict[_Key, deque[Array]] = defaultdict(deque)
         self.news: dict[tuple[tuple[int, ...], int], list[bytes]] = defaultdict(list)
         self.lock = threading.Lock()
@@ -107,7 +144,7 @@ class _Office:
                 self.first_error = error
 
     def end(self, rank: int, error: BaseException | None) -> None:
-        if error is not None:
+        if error is not None and not self.fault_tolerant:
             self.abort(error)
         with self.lock:
             self.ended[rank] = error
@@ -167,8 +204,20 @@ class ThreadTransport:
         if first is not None:
             raise RankFailure(f"a worker raised {type(first).__name__}: {first}", missing)
         gone = [rank for rank in missing if self._members[rank] in ended]
+        for rank in gone:
+            error = ended[self._members[rank]]
+            if error is not None:
+                raise RankFailure(f"rank {rank} raised {type(error).__name__}: {error}", [rank])
         if gone:
             raise RankFailure(f"ranks {gone} have returned and can never come", gone)
+
+    def shrink(self) -> tuple[ThreadTransport, Sequence[int]]:
+        office, me = self._office, self._members[self.rank]
+        if not office.fault_tolerant:
+            raise RankFailure("workers can be lost in run_threads(fault_tolerant=True) alone", [])
+        members, number = office.left.meet(self._name, self._members, me, office.ended)
+        made = ThreadTransport(office, members.index(me), members, (*self._name, -number))
+        return made, [self._members.index(member) for member in members]
 
     def close(self) -> None:
         pass

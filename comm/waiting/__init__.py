@@ -3,7 +3,7 @@
 from .background import Background
 from .copies import end_copy_early
 from .launched import launcher, mark_copy, started_by_rank, take_rank
-from .leaving import leave_all, leave_at_exit
+from .leaving import check_all, fail_all, leave_all, leave_at_exit
 from .mail import CONTROL, DIRECT, GATHERED, MEAN, RESULT, Mail
 from .waiter import BEHIND, Clock, Waiter
 
@@ -18,7 +18,9 @@ __all__ = [
     "Clock",
     "Mail",
     "Waiter",
+    "check_all",
     "end_copy_early",
+    "fail_all",
     "launcher",
     "leave_all",
     "leave_at_exit",

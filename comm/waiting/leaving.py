@@ -21,6 +21,12 @@ class Leaving(Protocol):
     def leave(self) -> None:
         """Says that this rank takes part no more."""
 
+    def check(self) -> None:
+        """Raises RankFailure if another has failed."""
+
+    def fail(self, error: BaseException) -> None:
+        """Says that this rank takes part no more, as it ends of an error."""
+
     def disown(self) -> None:
         """Makes a copy in a forked process unusable; says nothing to the others."""
 
@@ -41,6 +47,18 @@ def leave_all() -> None:
     """Leaves every group that is open."""
     for group in _OPEN:
         group.leave()
+
+
+def check_all() -> None:
+    """Raises RankFailure if another process has failed in a group that is open."""
+    for group in _OPEN:
+        group.check()
+
+
+def fail_all(error: BaseException) -> None:
+    """Takes this process, which ends of an error, out of every group that is open."""
+    for group in _OPEN:
+        group.fail(error)
 
 
 def _become_copy() -> None:

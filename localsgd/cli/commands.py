@@ -27,6 +27,7 @@ def localsgd() -> None:
 @click.option("--hosts", help="Where they run, as in a:2,b:2; by default, here.")
 @click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
 @click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
+@click.option("--fault-tolerant", is_flag=True, help="Go on without workers that die.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -35,6 +36,7 @@ def run(
     hosts: str | None,
     layout: str | None,
     tag_output: bool,
+    fault_tolerant: bool,
     timeout_s: float | None,
     module: bool,
     command: tuple[str, ...],
@@ -50,7 +52,14 @@ def run(
         mpirun = find_mpirun()
         _check(ranks, hosts, layout)
         words = _words(command, module)
-        job = mpirun.job(words, ranks, hosts=hosts, layout=layout, tag_output=tag_output)
+        job = mpirun.job(
+            words,
+            ranks,
+            hosts=hosts,
+            layout=layout,
+            tag_output=tag_output,
+            fault_tolerant=fault_tolerant,
+        )
         code = run_job(job, timeout_s)
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)

@@ -85,14 +85,23 @@ class Mpirun:
         hosts: str | None = None,
         layout: str | None = None,
         tag_output: bool = False,
+        fault_tolerant: bool = False,
     ) -> Job:
-        """The job that runs ``command`` on ``ranks`` workers."""
+        """The job that runs ``command`` on ``ranks`` workers.
+
+        Raises:
+            LaunchError: for a fault-tolerant one, unless the library is Open MPI 5 or later.
+        """
         added = self._settings()
+        if fault_tolerant:
+            added["LOCALSGD_FAULT_TOLERANT"] = "1"
         if layout is not None:
             added["LOCALSGD_HOSTS"] = layout
         words = [str(self.path), "-n", str(ranks)]
         if tag_output:
             words += self._tagging()
+        if fault_tolerant:
+            words += self._surviving()
         if hosts is not None:
             words += ["-hosts" if self.library == "MPICH" else "--host", hosts]
         environment = {**os.environ, **added}
@@ -118,6 +127,15 @@ class Mpirun:
             usual["TTY_COMPATIBLE"] = "0"
         own = {*os.environ, *names_in_files(self.path)}
         return {name: value for name, value in usual.items() if name not in own}
+
+    def _surviving(self) -> list[str]:
+        """The arguments with which a job goes on when a process dies."""
+        if self.library != "Open MPI" or self.major < 5:
+            raise LaunchError(
+                f"--fault-tolerant must have Open MPI 5 or later, got {self.library} {self.major}"
+            )
+        # Collectives of the component han crash after a process was lost.
+        return ["--with-ft", "ulfm", "--mca", "coll", "^han"]
 
     def _tagging(self) -> list[str]:
         """The arguments that begin every line with the rank: ``[3]``, or ``[1,3]`` before 5."""

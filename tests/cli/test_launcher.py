@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.jobs import environment_of_a_rank
-from localsgd.cli.launcher import Mpirun, find_mpirun
+from localsgd.cli.launcher import LaunchError, Mpirun, find_mpirun
 
 
 def test_blas_has_one_thread_a_rank_and_layouts_reach_the_ranks(tmp_path: Path) -> None:
@@ -46,6 +46,15 @@ def test_open_mpi_4_is_told_in_its_own_words() -> None:
     assert job.command == ("mpirun", "-n", "2", "--tag-output", "true")
     assert job.environment["OMPI_MCA_rmaps_base_oversubscribe"] == "1"
     assert job.environment["OMPI_MCA_hwloc_base_binding_policy"] == "none"
+
+
+def test_a_job_that_is_to_survive_needs_a_library_that_can() -> None:
+    job = Mpirun(Path("mpirun"), "Open MPI", 5).job(["true"], 2, fault_tolerant=True)
+    assert "--with-ft ulfm --mca coll ^han" in " ".join(job.command)
+    assert job.environment["LOCALSGD_FAULT_TOLERANT"] == "1"
+    for other in (Mpirun(Path("mpirun"), "Open MPI", 4), Mpirun(Path("mpirun"), "MPICH", 5)):
+        with pytest.raises(LaunchError, match=f"Open MPI 5 or later, got {other.library}"):
+            other.job(["true"], 2, fault_tolerant=True)
 
 
 def test_settings_in_the_users_files_stand(tmp_path: Path) -> None:
