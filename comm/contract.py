@@ -165,11 +165,23 @@ class Shrunk:
         memory_of: ``memory_of(buffer, number)`` is what the rank that had a number has where this
             one has ``buffer``, on memory that was allocated together; though that rank be lost.
             None if it was on another host.
+        begun: for every rank of this host that was lost the number of collectives (``begun`` of a
+            communicator) that it had begun.
+        shard_of: ``shard_of(count, number)`` is the part of a buffer of ``count`` elements that the
+            rank with that number owned.
     """
 
     before: Topology
     numbers: tuple[int, ...]
     memory_of: Callable[[Array, int], Array | None]
+    begun: Mapping[int, int]
+    shard_of: Callable[[int, int], slice]
+
+    def then(self, later: Shrunk) -> Shrunk:
+        """Both as one, where more were lost before the first was dealt with."""
+        numbers = tuple(self.numbers[rank] for rank in later.numbers)
+        # Of those that were lost later it is not known what they have changed.
+        return replace(self, numbers=numbers)
 
     @property
     def lost(self) -> tuple[int, ...]:
@@ -205,6 +217,10 @@ class Communicator(Protocol):
     @property
     def topology(self) -> Topology:
         """Which ranks share a host."""
+
+    @property
+    def begun(self) -> int:
+        """How many collectives this rank has begun since the group was made, or shrunk."""
 
     @property
     def traffic(self) -> Traffic:

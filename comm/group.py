@@ -159,6 +159,10 @@ class Group:
             self._waiter.waited_s,
         )
 
+    @property
+    def begun(self) -> int:
+        return self._entrance.sequence
+
     def allocate(self, count: int, dtype: DTypeLike) -> Array:
         with self._collective:
             with self._own_errors:
@@ -307,6 +311,7 @@ class Group:
             raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
         before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
         transport, numbers = self._transport.shrink()
+        begun = {r: self._board.begun(r) for r in self._board.ranks if r not in numbers}
         self._earlier, self._shrinks = traffic, self._shrinks + 1
         self._number = header.digest(self._number, "shrunk", self._shrinks)
         self._meet(transport, before.restrict(numbers), [world_ranks[rank] for rank in numbers])
@@ -319,7 +324,10 @@ class Group:
                 return buffer
             return None if region is None else region.views(buffer, [theirs])[0]
 
-        return Shrunk(before, tuple(numbers), memory_of)
+        def shard_of(count: int, number: int) -> slice:
+            return shard(count, before, number)
+
+        return Shrunk(before, tuple(numbers), memory_of, begun, shard_of)
 
     def close(self) -> None:
         if not self.closed:

@@ -31,6 +31,7 @@ from localsgd.comm import (
     world,
 )
 from localsgd.data import RandomStreams, ShardSampler
+from localsgd.elastic import Survival
 from localsgd.gradients import GradientStage
 from localsgd.methods import (
     EASGD,
@@ -82,6 +83,7 @@ __all__ = [
     "StreamingAverager",
     "StreamingDiLoCo",
     "Subset",
+    "Survival",
     "Timed",
     "Topology",
     "Traffic",

@@ -113,9 +113,16 @@ class Board:
 
     def last_seen(self, rank: int) -> str:
         """What a rank of this host was last about to do, in words."""
+        return header.describe(self._last_header(rank))
+
+    def begun(self, rank: int) -> int:
+        """How many collectives a rank of this host has begun."""
+        return header.sequence_of(self._last_header(rank))
+
+    def _last_header(self, rank: int) -> bytes:
         index = self.ranks.index(rank)
         slots = [bytes(shown[index]) for shown in self._shown]
-        return header.describe(max(slots, key=header.sequence_of))
+        return max(slots, key=header.sequence_of)
 
     def write(self, text: str) -> None:
         """Leaves a message on this rank's page."""

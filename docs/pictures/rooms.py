@@ -49,6 +49,7 @@ PLACES = {
     "localsgd": 0.4,
     "cli": 0.6,
     "checkpoint": 0.12,
+    "elastic": 0.5,
 }
 # How many letters wide a room is that stands close to others.
 NARROW = {"schedules": 24}

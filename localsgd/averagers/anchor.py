@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from localsgd.checks import checked_count
-from localsgd.comm.contract import Array, Communicator, ScalarRule, Update
+from localsgd.comm.contract import Array, Communicator, ScalarRule, Shrunk, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
 
@@ -55,12 +55,14 @@ class Anchor:
         # Shards differ by a few elements, and ranks allocate alike.
         most = [max(all_of) for all_of in zip(*comm.collect(lengths), strict=True)]
         self._arrays: list[dict[str, Array]] = []
+        self._rooms: list[dict[str, Array]] = []
         for arena, length, longest in zip(arenas, lengths, most, strict=True):
             wide = work_dtype(arena.dtype)
-            arrays = {_ANCHOR: comm.allocate(longest, arena.dtype)[:length]}
+            rooms = {_ANCHOR: comm.allocate(longest, arena.dtype)}
             for key in outer.kept:
-                arrays[key] = comm.allocate(longest, wide)[:length]
-            self._arrays.append(arrays)
+                rooms[key] = comm.allocate(longest, wide)
+            self._rooms.append(rooms)
+            self._arrays.append({key: room[:length] for key, room in rooms.items()})
         self.set(arenas)
 
     def fits(self, arenas: Sequence[Flat]) -> bool:
@@ -101,6 +103,20 @@ class Anchor:
         return _Step(
             outer or self._outer, self._shards[index], self._arrays[index], self.rounds + 1
         )
+
+    def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
+        """The shard of a rank that shared this one's host, and may be lost."""
+        memory = shrunk.memory_of(self._rooms[index][key], number)
+        assert memory is not None
+        return memory[:length]
+
+    def keys(self, index: int) -> Sequence[str]:
+        """What there is of arena number ``index``, the anchor first."""
+        return list(self._arrays[index])
+
+    def put(self, index: int, key: str, whole: Array) -> None:
+        """Takes this rank's shard of a whole array."""
+        self._arrays[index][key][...] = whole[self._shards[index]]
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of this rank's shards."""

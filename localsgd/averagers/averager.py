@@ -22,7 +22,7 @@ from localsgd.averagers.participation import Participation
 from localsgd.averagers.weighing import Weighing
 from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
-from localsgd.comm.contract import Array, Communicator, Traffic, Update
+from localsgd.comm.contract import Array, Communicator, Shrunk, Traffic, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import DecidingSchedule, Schedule
 
@@ -198,6 +198,21 @@ class ModelAverager(Weighing):
         It becomes ``update`` of ``Communicator.allreduce``, and is asked for once a round.
         """
         return None
+
+    def check_regrouping(self) -> None:
+        """Raises ValueError unless this averager can go on when its group loses ranks."""
+        if self._compressed.wanted:
+            raise ValueError("an averager that may lose workers must have no codec, got one")
+
+    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+        """Goes on with those that are left of the group. Collective.
+
+        Args:
+            params: as before the round that failed.
+            shrunk: what became of the group.
+            begun: how many collectives it had begun before that round.
+        """
+        self._outer.regroup(as_arenas(params), shrunk, begun)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume: JSON values, and arrays of outer steps.

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from localsgd.arrays import Arenas
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER, Codec
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Communicator, Shrunk
 from localsgd.comm.topology import Topology
 from localsgd.outer import OuterOptimizer
 
@@ -133,6 +134,16 @@ class HierarchicalModelAverager(ModelAverager):
         """This worker's group for every period, the smallest first."""
         periods = [period for period, _ in self._hierarchy.levels]
         return dict(reversed(list(zip(periods, self._groups, strict=True))))
+
+    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+        """As ``ModelAverager.regroup``; makes the groups of all levels anew.
+
+        Raises:
+            ValueError: if the size of a group does not divide those that are left.
+        """
+        _checked_levels(self.period_group_size_dict, self.comm.topology)
+        super().regroup(params, shrunk, begun)
+        self._groups = [_group(self.comm, size) for _, size in self._hierarchy.levels]
 
     @property
     def levels(self) -> Sequence[Communicator]:

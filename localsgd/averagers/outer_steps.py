@@ -13,7 +13,8 @@ from typing import Any
 from localsgd.arrays import Arena
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.anchor import Anchor
-from localsgd.comm.contract import Communicator, Update
+from localsgd.averagers.regrouping import regrouped
+from localsgd.comm.contract import Communicator, Shrunk, Update
 from localsgd.outer import OuterOptimizer
 
 
@@ -85,6 +86,13 @@ class OuterSteps:
         """Takes note of a round that was held."""
         if self._anchor is not None and group is self._comm and step > self._together:
             self._anchor.rounds += 1
+
+    def regroup(self, arenas: Sequence[Arena], shrunk: Shrunk, begun: int) -> None:
+        """Brings the shards to those that are left of the group (``regrouping``). Collective."""
+        if self.outer is not None and self._anchor is not None:
+            made = Anchor(self.outer, arenas, self._comm)
+            regrouped(self._anchor, made, arenas, self._comm, shrunk, begun)
+            self._anchor = made
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's shards under "outer"; nothing without an outer optimizer."""

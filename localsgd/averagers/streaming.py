@@ -179,6 +179,9 @@ class StreamingAverager(ModelAverager):
         for stream in self._streams:
             self._arrive(stream, as_arenas(params), self.mixing)
 
+    def check_regrouping(self) -> None:
+        raise ValueError(f"{type(self).__name__} cannot go on when its group loses workers")
+
     def state_dict(self) -> dict[str, Any]:
         """As ``ModelAverager.state_dict``, with the fragments; waits for those on their way."""
         state = super().state_dict()

@@ -133,6 +133,10 @@ class ShardSampler:
                 yield batch.copy()
         self.epoch, self.position = self.epoch + 1, 0
 
+    def regroup(self) -> None:
+        """Deals what is left to those that are left of the group; not collective."""
+        self.rank, self.size = self._comm.rank, self._comm.size
+
     def state_dict(self) -> dict[str, Any]:
         """Seed, epoch and position, as JSON values; the same on all ranks that took equal steps."""
         return {

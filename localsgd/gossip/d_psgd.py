@@ -63,6 +63,9 @@ class Gossip(ModelAverager):
         super().__init__(schedule, comm)
         self.mixed = 0
 
+    def check_regrouping(self) -> None:
+        raise ValueError(f"{type(self).__name__} cannot go on when its group loses workers")
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mixed": self.mixed}
 

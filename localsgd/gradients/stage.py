@@ -82,13 +82,18 @@ class GradientStage:
         self.after, self.own_norm, self.norm = after, np.nan, np.nan
         self._max_own_norm, self._max_norm = max_own_norm, max_norm
         self._host: Communicator | None = None
-        if after == "host" and self.comm is not NON_MEMBER:
-            self._host = self.comm.split(self.comm.topology.host_of[self.comm.rank])
+        if self.comm is not NON_MEMBER:
+            self.regroup()
 
     def __repr__(self) -> str:
         limits = {"max_own_norm": self._max_own_norm, "max_norm": self._max_norm}
         given = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
         return f"{type(self).__name__}({', '.join([repr(self.after), *given])})"
+
+    def regroup(self) -> None:
+        """Makes the group of this host anew, as when the group has lost workers. Collective."""
+        if self.after == "host":
+            self._host = self.comm.split(self.comm.topology.host_of[self.comm.rank])
 
     def group_due(self, averager: ModelAverager) -> Communicator | None:
         """The workers whose gradients this one averages in the next step; None if none's."""

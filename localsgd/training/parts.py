@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localsgd.arrays import Arena, Subset
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -65,6 +67,13 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
+
+
+class Survival(Protocol):
+    """What holds rounds of workers that may be lost (``localsgd.elastic``)."""
+
+    def hold(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives; done again, from what was before it, if a worker is lost in it."""
 
 
 def trained_by(optim: InnerOptimizer) -> list[Subset]:

@@ -10,9 +10,10 @@ dict this keeps.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from localsgd.arrays import Buffers
 from localsgd.averagers import Companion, ModelAverager
@@ -22,9 +23,18 @@ from localsgd.gradients import GradientStage, divide
 from localsgd.lr import Rate, apply_rate
 from localsgd.training.loading import load_together
 from localsgd.training.options import companions
-from localsgd.training.parts import Averager, Checking, InnerOptimizer, Stateful, trained_by
+from localsgd.training.parts import (
+    Averager,
+    Checking,
+    InnerOptimizer,
+    Stateful,
+    Survival,
+    trained_by,
+)
 from localsgd.training.state import State
 from localsgd.training.uneven import Kind, UnevenEnds, Without
+
+T = TypeVar("T")
 
 
 class PostLocalSGDOptimizer:
@@ -37,6 +47,7 @@ class PostLocalSGDOptimizer:
         buffers: what the model keeps besides its parameters; None if nothing.
         rate: the learning rate as a function of the step; None leaves it to the loop. May be
             replaced at any time.
+        survival: holds rounds, again if they fail; None lets what they raise through.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class PostLocalSGDOptimizer:
         self.optim = optim
         self.averager = averager
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
+        self.survival: Survival | None = None
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
         has_options = state != "local" or any(
@@ -87,6 +99,11 @@ class PostLocalSGDOptimizer:
         if has_options or isinstance(averager, ModelAverager):
             comm = self._core("options").comm
             self._along = companions(comm, optim, state, gradients, buffers, rate)
+
+    @property
+    def along(self) -> Sequence[Companion]:
+        """What is averaged with the parameters."""
+        return self._along
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -192,7 +209,8 @@ class PostLocalSGDOptimizer:
     def flush(self) -> None:
         """Averages now, as at the end of training; counts no step. Collective."""
         self._tell("flush")
-        self._core("flush()").flush(self.optim.arenas, self._along)
+        averager = self._core("flush()")
+        self._held(lambda: averager.flush(self.optim.arenas, self._along))
 
     def zero_grad(self) -> None:
         """Sets the gradients to zero, to throw them away; a step does so itself."""
@@ -288,9 +306,8 @@ class PostLocalSGDOptimizer:
         goes = not skip
         if self.gradients is not None:
             trained = trained_by(self.optim)
-            goes = self.gradients.average(
-                self.optim.arenas, self._core("gradients"), skip=skip, trained=trained
-            )
+            average = partial(self.gradients.average, skip=skip, trained=trained)
+            goes = self._held(lambda: average(self.optim.arenas, self._core("gradients")))
         elif skip and isinstance(self.averager, ModelAverager):
             self.averager.take_back_samples()
         if goes:
@@ -301,6 +318,10 @@ class PostLocalSGDOptimizer:
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""
         if self._along:
-            self._core("state and buffers").average_parameters(self.optim.arenas, self._along)
+            average = self._core("state and buffers").average_parameters
+            self._held(lambda: average(self.optim.arenas, self._along))
         else:
-            self.averager.average_parameters(params=self.optim.arenas)
+            self._held(lambda: self.averager.average_parameters(params=self.optim.arenas))
+
+    def _held(self, work: Callable[[], T]) -> T:
+        return work() if self.survival is None else self.survival.hold(work)

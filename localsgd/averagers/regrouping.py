@@ -1,0 +1,78 @@
+"""The outer state of a group that has lost ranks: shards of those that are left, of the old ones.
+
+What a lost rank owned is read from its memory by another rank of its host. It counts as long as
+that rank had not begun the round that failed, in which it may have changed. Otherwise, and where a
+host was lost, that part of the anchor becomes the mean of the parameters as they are, and the rest
+of the state zero: it begins anew, and the next round takes the mean there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from localsgd.averagers.anchor import Anchor, Flat
+from localsgd.comm.contract import Array, Communicator, Shrunk
+
+
+def regrouped(
+    anchor: Anchor,
+    made: Anchor,
+    buffers: Sequence[Flat],
+    comm: Communicator,
+    shrunk: Shrunk,
+    begun: int,
+) -> None:
+    """Fills the shards of ``made`` with what can be read of those of ``anchor``. Collective.
+
+    Args:
+        anchor: of the group as it was, as before the round that failed.
+        made: of the group as it is.
+        buffers: the parameters, as before that round.
+        begun: how many collectives the group had begun before it.
+    """
+    made.rounds = anchor.rounds
+    offers = comm.collect([rank for rank, number in shrunk.begun.items() if number <= begun])
+    readers = {number: rank for rank, number in enumerate(shrunk.numbers)}
+    for rank, numbers in enumerate(offers):
+        for number in numbers:
+            readers.setdefault(number, rank)
+    for index, buffer in enumerate(buffers):
+        numbers = range(shrunk.before.size)
+        shards = [shrunk.shard_of(buffer.flat.size, number) for number in numbers]
+        lost = [part for number, part in enumerate(shards) if number not in readers]
+        for key in anchor.keys(index):
+            whole = _whole(anchor, index, key, shards, readers, comm, shrunk)
+            if any(part.start < part.stop for part in lost) and key == anchor.keys(index)[0]:
+                mean = buffer.flat.copy()
+                comm.allreduce(mean, "mean", label="what nobody has any more")
+                for part in lost:
+                    whole[part] = mean[part]
+            made.put(index, key, whole)
+
+
+def _whole(
+    anchor: Anchor,
+    index: int,
+    key: str,
+    shards: Sequence[slice],
+    readers: dict[int, int],
+    comm: Communicator,
+    shrunk: Shrunk,
+) -> Array:
+    """All shards that somebody can read, on every rank; zeros elsewhere."""
+    mine = [
+        anchor.read(index, key, number, part.stop - part.start, shrunk)
+        for number, part in enumerate(shards)
+        if readers.get(number) == comm.rank
+    ]
+    found = comm.gather(np.concatenate(mine))
+    whole = np.zeros(max(part.stop for part in shards), found[0].dtype)
+    places = [0] * comm.size
+    for number, part in enumerate(shards):
+        if number in readers:
+            rank, length = readers[number], part.stop - part.start
+            whole[part] = found[rank][places[rank] : places[rank] + length]
+            places[rank] += length
+    return whole

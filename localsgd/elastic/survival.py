@@ -1,0 +1,142 @@
+"""Rounds that are held again by those that are left, when a worker is lost in them.
+
+Before a round everything that it may change is copied. When a worker dies, raises or stays silent,
+those that are left put back what was, shrink the group, share out what the lost one owned and hold
+the round among themselves. So a round is held by all that are left, or it has changed nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from localsgd.averagers import ModelAverager
+from localsgd.comm import RankFailure
+from localsgd.comm.contract import Array, Shrunk
+from localsgd.training import PostLocalSGDOptimizer
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Regrouping(Protocol):
+    """What depends on who is in the group."""
+
+    def regroup(self) -> None:
+        """Goes by the group as it is now. Collective where it says so."""
+
+
+class Survival:
+    """Lets a training go on without workers that are lost.
+
+        training = DiLoCo(optim.AdamW(params, lr=4e-4), 500)
+        survival = Survival(training, sampler)
+
+    The job must be started with ``localsgd run --fault-tolerant``. Costs a copy of the parameters,
+    and of what is averaged along, before every round.
+
+    Attributes:
+        lost: how many workers were lost so far.
+    """
+
+    def __init__(self, training: PostLocalSGDOptimizer, *parts: Regrouping) -> None:
+        """Not collective.
+
+        Args:
+            training: holds its rounds by this from now on; with an averager of
+                ``localsgd.averagers``.
+            parts: what else depends on the group, such as a ``ShardSampler``.
+
+        Raises:
+            TypeError: for another averager, or a part without ``regroup``.
+            ValueError: for an averager that cannot go on when workers are lost.
+        """
+        if not isinstance(training.averager, ModelAverager):
+            raise TypeError(
+                f"training must have an averager of localsgd.averagers, got {training.averager!r}"
+            )
+        for part in parts:
+            if not isinstance(part, Regrouping):
+                raise TypeError(f"parts must have regroup(), as a ShardSampler has, got {part!r}")
+        training.averager.check_regrouping()
+        self.lost = 0
+        self._training, self._averager, self._parts = training, training.averager, parts
+        self._copies: list[Array] = []
+        training.survival = self
+
+    def hold(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives; done again by those that are left if a worker is lost in it.
+
+        Raises:
+            RankFailure: if the job cannot go on without those that are lost.
+        """
+        while True:
+            kept = self._keep()
+            begun = self._averager.comm.begun
+            try:
+                return work()
+            except RankFailure as failure:
+                self._go_on(failure, kept, begun)
+
+    def _keep(self) -> dict[str, Any]:
+        """Copies of what a round may change."""
+        training, kept = self._training, dict[str, Any]()
+        flats = self._flats()
+        if [copy.size for copy in self._copies] != [flat.size for flat in flats]:
+            self._copies = [flat.copy() for flat in flats]
+        for copy, flat in zip(self._copies, flats, strict=True):
+            copy[...] = flat
+        if self._averager.begun:
+            kept["averager"] = self._averager.state_dict()
+        if training.buffers is not None:
+            kept["buffers"] = training.buffers.state_dict()
+        if any(entry is not training.buffers for entry in training.along):
+            kept["optim"] = training.optim.state_dict()
+        return kept
+
+    def _put_back(self, kept: dict[str, Any]) -> None:
+        training = self._training
+        for copy, flat in zip(self._copies, self._flats(), strict=True):
+            flat[...] = copy
+        if "averager" in kept:
+            self._averager.load_state_dict(kept["averager"])
+        if training.buffers is not None:
+            training.buffers.load_state_dict(kept["buffers"])
+        if "optim" in kept:
+            training.optim.load_state_dict(kept["optim"])
+
+    def _flats(self) -> Sequence[Array]:
+        arenas, stage = self._training.optim.arenas, self._training.gradients
+        found = [arena.flat for arena in arenas]
+        return found if stage is None else [*found, *(arena.grad.flat for arena in arenas)]
+
+    def _go_on(self, failure: RankFailure, kept: dict[str, Any], begun: int) -> None:
+        """Puts back what was, and goes on with those that are left, however many times it takes."""
+        comm, shrunk = self._averager.comm, None
+        self._put_back(kept)
+        while True:
+            now = comm.shrink()
+            shrunk = now if shrunk is None else shrunk.then(now)
+            try:
+                if self._averager.begun:
+                    self._averager.regroup(self._training.optim.arenas, shrunk, begun)
+                if self._training.gradients is not None:
+                    self._training.gradients.regroup()
+                for part in self._parts:
+                    part.regroup()
+                break
+            except RankFailure as another:
+                failure = another
+        self.lost += len(shrunk.lost)
+        if comm.rank == 0:
+            self._tell(failure, shrunk)
+
+    def _tell(self, failure: RankFailure, shrunk: Shrunk) -> None:
+        names = ", ".join(str(rank) for rank in shrunk.lost) or "nobody"
+        print(
+            f"localsgd: lost {names} of {shrunk.before.size} workers in step "
+            f"{self._averager.step + 1} ({failure}); {len(shrunk.numbers)} go on",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,160 @@
+"""Training goes on when workers are lost: rounds of those that are left, outer state kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localsgd import (
+    Arena,
+    Communicator,
+    ModelAverager,
+    PostLocalSGDOptimizer,
+    ShardSampler,
+    StreamingAverager,
+    Survival,
+    every,
+    optim,
+    outer,
+    run_threads,
+    solo,
+)
+
+COUNT = 37
+
+
+def noise(rank: int, step: int) -> Any:
+    return np.random.default_rng([rank, step]).normal(size=COUNT)
+
+
+def made(comm: Communicator, outside: Any = None) -> tuple[Arena, PostLocalSGDOptimizer]:
+    arena = Arena({"x": np.arange(COUNT, dtype=np.float64)}, comm)
+    averager = ModelAverager(every(2), comm, outer=outside)
+    return arena, PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+
+
+def nesterov() -> outer.OuterOptimizer:
+    return outer.SGD(0.7, momentum=0.9, nesterov=True)
+
+
+def written_out(sizes: dict[int, list[int]], steps: int, lr: float, momentum: float) -> Any:
+    """DiLoCo in numpy; ``sizes`` has for the step of a round who holds it from there on."""
+    left = sizes[0]
+    x = {rank: np.arange(COUNT, dtype=np.float64) for rank in left}
+    anchor, buffer = x[0].copy(), np.zeros(COUNT)
+    for step in range(1, steps + 1):
+        for rank in left:
+            x[rank] = x[rank] - 0.1 * noise(rank, step)
+        left = sizes.get(step, left)
+        if step % 2 == 0:
+            mean = sum(x[rank] for rank in left) / len(left)
+            delta = anchor - mean
+            buffer = momentum * buffer + delta
+            anchor = anchor - lr * (delta + momentum * buffer)
+            x = {rank: anchor.copy() for rank in left}
+    return x[left[0]]
+
+
+@pytest.mark.parametrize("hosts", ["4", "2+2", "1+1+1+1"])
+def test_rounds_are_held_by_those_that_are_left(hosts: str) -> None:
+    """Rank 1 is lost in its 5th step, before a round, and rank 3 after it in another."""
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena, training = made(comm)
+        survival = Survival(training)
+        for step in range(1, 11):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) in ((1, 5), (3, 9)):
+                raise KeyError
+            training.step()
+        assert survival.lost == 2 and training.averager.step == 10
+        return arena.flat.copy()
+
+    found = run_threads(4, body, hosts=hosts, fault_tolerant=True)
+    wanted = written_out({0: [0, 1, 2, 3], 6: [0, 2, 3], 10: [0, 2]}, 10, 1.0, 0.0)
+    assert len(found) == 2 and found[0].tobytes() == found[1].tobytes()
+    # The contract's mean adds in another order than this one.
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-13)
+
+
+@pytest.mark.parametrize("hosts", ["4", "2+2", "3+1", "2+1"])
+def test_outer_momentum_is_what_it_was(hosts: str) -> None:
+    """What the lost rank owned is read from its memory by another rank of its host."""
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena, training = made(comm, nesterov())
+        Survival(training)
+        for step in range(1, 9):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) == (1, 5):
+                raise KeyError
+            training.step()
+        return arena.flat.copy()
+
+    size = sum(map(int, hosts.split("+")))
+    found = run_threads(size, body, hosts=hosts, fault_tolerant=True)
+    everyone = list(range(size))
+    wanted = written_out({0: everyone, 6: [0, *everyone[2:]]}, 8, 0.7, 0.9)
+    assert len(found) == size - 1
+    for values in found:
+        assert values.tobytes() == found[0].tobytes()
+        np.testing.assert_allclose(values, wanted, rtol=1e-12)
+
+
+def test_what_a_lost_host_owned_begins_anew() -> None:
+    """Its third of the model takes the mean in that round, the rest its outer step."""
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena, training = made(comm, nesterov())
+        Survival(training)
+        for step in range(1, 5):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) == (1, 3):
+                raise KeyError
+            training.step()
+        return arena.flat.copy()
+
+    found = run_threads(3, body, hosts="1+1+1", fault_tolerant=True)
+    wanted = written_out({0: [0, 1, 2], 4: [0, 2]}, 4, 0.7, 0.9)
+    start = written_out({0: [0, 1, 2]}, 2, 0.7, 0.9)
+    mean = start - 0.1 * sum(noise(r, 3) + noise(r, 4) for r in (0, 2)) / 2
+    lost = slice(COUNT // 3, 2 * COUNT // 3)
+    wanted[lost] = mean[lost]
+    for values in found:
+        np.testing.assert_allclose(values, wanted, rtol=1e-12)
+
+
+def test_the_data_is_dealt_to_those_that_are_left() -> None:
+    """Nine samples in batches of one: all are seen but those of the lost one's turns before."""
+
+    def body(comm: Communicator) -> list[int]:
+        me, seen = comm.rank, list[int]()
+        _, training = made(comm)
+        sampler = ShardSampler(9, 1, seed=0, comm=comm, shuffle=False)
+        Survival(training, sampler)
+        for step, batch in enumerate(sampler, 1):
+            if (me, step) == (2, 2):
+                raise KeyError
+            seen.extend(batch.tolist())
+            training.step()
+        return seen
+
+    found = run_threads(3, body, fault_tolerant=True)
+    assert found == [[0, 3, 6, 8], [1, 4, 7]]
+
+
+def test_what_cannot_survive_is_refused() -> None:
+    arena = Arena({"x": np.zeros(3)}, solo())
+    streaming = PostLocalSGDOptimizer(
+        optim.SGD(arena, lr=0.1), StreamingAverager(4, 1, solo(), delay=1)
+    )
+    with pytest.raises(ValueError, match="StreamingAverager cannot go on"):
+        Survival(streaming)
+    _, training = made(solo())
+    with pytest.raises(TypeError, match=r"parts must have regroup\(\), .* got 3"):
+        Survival(training, 3)  # type: ignore[arg-type]
