@@ -4,7 +4,7 @@ from . import codecs
 from .bootstrap import connect
 from .codecs import BFLOAT16, FLOAT16, Cast, Codec
 from .contract import Communicator, Op, Request, Traffic, Update
-from .errors import MismatchError, NoWeight, RankFailure
+from .errors import MismatchError, NoWeight, RankFailure, RankSilent
 from .nonmember import NON_MEMBER, NonMember
 from .start import world
 from .topology import Topology
@@ -22,6 +22,7 @@ __all__ = [
     "NonMember",
     "Op",
     "RankFailure",
+    "RankSilent",
     "Request",
     "Topology",
     "Traffic",

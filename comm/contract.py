@@ -349,12 +349,15 @@ class Communicator(Protocol):
         A rank that gives None belongs to none of them and gets ``NON_MEMBER``.
         """
 
-    def shrink(self) -> Shrunk:
+    def shrink(self, *, silent: Sequence[int] = ()) -> Shrunk:
         """Goes on with the ranks that are left, after a RankFailure. Collective among them.
 
         Each calls it wherever it stands. The group stays the same object: its ranks are numbered
         anew, in their order, and memory stays where it is. Groups split from it are of no use any
         more. Only the group of all workers can, in a job that was started to be fault-tolerant.
+
+        Args:
+            silent: ranks that may be alive and do not come: those of this host are killed.
 
         Returns:
             Who is left. All may be: then the group is as it was, and works again.

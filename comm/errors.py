@@ -29,6 +29,10 @@ class RankFailure(RuntimeError):
         self.ranks = tuple(ranks)
 
 
+class RankSilent(RankFailure):
+    """Peers stayed silent for longer than the deadline; they may be alive."""
+
+
 def name_ranks(ranks: Sequence[int]) -> str:
     """The words for some ranks in a message: ``rank 3`` or ``ranks 0, 2``."""
     words = ", ".join(str(rank) for rank in ranks)

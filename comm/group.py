@@ -304,8 +304,10 @@ class Group:
                 self._setting,
             )
 
-    def shrink(self) -> Shrunk:
+    def shrink(self, *, silent: Sequence[int] = ()) -> Shrunk:
         self._collective.require_open()
+        for rank in silent:
+            self._board.kill(rank)
         self._background.drain()
         if not isinstance(self._transport, ShrinkingTransport):
             raise RankFailure(f"{self!r} cannot go on without those that are lost", [])

@@ -10,7 +10,9 @@ which x86-64 keeps in order and the interpreter's own atomic operations keep in 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,12 @@ class Board:
     def leave(self) -> None:
         """Tells the neighbours that this rank has closed the group."""
         self._words[self._index][_STATE] = _LEFT
+
+    def kill(self, rank: int) -> None:
+        """Ends the process of a rank of this host, unless it is this one or has ended."""
+        if rank in self.ranks and self._pids[self.ranks.index(rank)] != os.getpid():
+            with suppress(ProcessLookupError):
+                os.kill(self._pids[self.ranks.index(rank)], signal.SIGKILL)
 
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if a rank of this host that is waited for can never come."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
-from ..errors import RankFailure, name_ranks
+from ..errors import RankFailure, RankSilent, name_ranks
 
 _SPINS, _NAP_S = 2_000, 50e-6
 _SPINS_BEHIND, _NAP_BEHIND_S = 1, 500e-6
@@ -91,7 +91,7 @@ class Waiter:
                 warned = True
                 print(self._report(absent, now - begin), file=sys.stderr, flush=True)
             if absent and now - begin >= self._deadline_s:
-                raise RankFailure(self._report(absent, now - begin), absent)
+                raise RankSilent(self._report(absent, now - begin), absent)
             time.sleep(nap_s)
 
     def _look(self, done: Callable[[], bool], absent: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localsgd.averagers import ModelAverager
-from localsgd.comm import RankFailure
+from localsgd.comm import RankFailure, RankSilent
 from localsgd.comm.contract import Array, Shrunk
 from localsgd.training import PostLocalSGDOptimizer
 
@@ -116,7 +116,7 @@ class Survival:
         comm, shrunk = self._averager.comm, None
         self._put_back(kept)
         while True:
-            now = comm.shrink()
+            now = comm.shrink(silent=failure.ranks if isinstance(failure, RankSilent) else ())
             shrunk = now if shrunk is None else shrunk.then(now)
             try:
                 if self._averager.begun:
