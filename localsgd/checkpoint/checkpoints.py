@@ -179,6 +179,10 @@ class Checkpoints:
         """
         self._writer.wait()
 
+    def regroup(self) -> None:
+        """Goes on with those that are left of the group; ``Survival`` calls it. Collective."""
+        self._writer.regroup()
+
     def close(self) -> None:
         """Waits, and lets other jobs have the folder. Collective."""
         if self._notice is not None:

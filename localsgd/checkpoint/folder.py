@@ -29,13 +29,22 @@ class CheckpointFolder:
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Makes the folder, takes it for this job, and removes what others left unfinished.
+        """Makes the folder, takes it for this job, and removes what is unfinished.
+
+        A process that has it already keeps it.
 
         Raises:
             OSError: if it cannot be made or written to.
             ValueError: if another job has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = self._locked()
+        for left in self.path.iterdir():
+            if left.name.startswith((_UNFINISHED, _GONE)):
+                shutil.rmtree(left)
+
+    def _locked(self) -> int:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,10 +55,7 @@ class CheckpointFolder:
                     f"folder must be one that no other job writes to, got {self.path}"
                 ) from None
             raise
-        self._lock = lock
-        for left in self.path.iterdir():
-            if left.name.startswith((_UNFINISHED, _GONE)):
-                shutil.rmtree(left)
+        return lock
 
     def release(self) -> None:
         """Lets other jobs have the folder."""

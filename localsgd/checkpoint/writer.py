@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from localsgd.checkpoint.folder import CheckpointFolder
 from localsgd.checkpoint.manifest import NAME, Manifest
 from localsgd.checkpoint.rank_file import RankFile, name_of, write
 from localsgd.checkpoint.tree import Arrays
+from localsgd.comm import RankFailure
 from localsgd.comm.contract import Communicator, Json, Request
 
 T = TypeVar("T")
@@ -38,15 +40,10 @@ class Writer:
         Raises:
             CheckpointError: on every rank, if the first cannot.
         """
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._of_all = folder, keep, comm
         self._parts, self._configuration = tuple(parts), configuration
-        on_all(
-            comm,
-            f"the folder {folder.path} cannot be used",
-            lambda: folder.claim() if comm.rank == 0 else None,
-        )
-        self._comm = comm.split(0)
         self._writing: Request | None = None
+        self._comm = self._group()
 
     def start(self, step: int, value: Any, arrays: Arrays) -> None:
         """Begins to write a state that was ``flattened``; the arrays must stay as they are."""
@@ -62,6 +59,19 @@ class Writer:
             writing, self._writing = self._writing, None
             writing.wait()
 
+    def regroup(self) -> None:
+        """Goes on with those that are left of the group. Collective.
+
+        A checkpoint that was being written is given up, unless all had finished it.
+
+        Raises:
+            CheckpointError: on every rank, if the first that is left cannot use the folder.
+        """
+        with suppress(RankFailure, CheckpointError):
+            self.wait()
+        self._comm.close()
+        self._comm = self._group()
+
     def close(self) -> None:
         """Waits, and lets other jobs have the folder."""
         try:
@@ -69,6 +79,13 @@ class Writer:
         finally:
             self._folder.release()
             self._comm.close()
+
+    def _group(self) -> Communicator:
+        """A group for the background, once the first rank has the folder. Collective."""
+        comm, folder = self._of_all, self._folder
+        what = f"the folder {folder.path} cannot be used"
+        on_all(comm, what, lambda: folder.claim() if comm.rank == 0 else None)
+        return comm.split(0)
 
     def _write(self, comm: Communicator, step: int, value: Any, arrays: Arrays) -> None:
         folder, first = self._folder, comm.rank == 0
