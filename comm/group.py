@@ -363,5 +363,6 @@ class Group:
             print(f"localsgd: {words}: {reason}", file=sys.stderr)
 
     def _check(self, missing: Sequence[int]) -> None:
+        self._board.beat()
         self._entrance.check(missing)
         self._transport.check(missing)

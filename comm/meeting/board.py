@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,10 +26,12 @@ from . import header
 
 SMALL_BYTES = 16_384
 PAGE_BYTES = 4096 + 2 * SMALL_BYTES
-_ARRIVED, _STATE, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 128, 128, 512
+_ARRIVED, _STATE, _BEAT, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 9, 128, 128, 512
 _TOO_LONG = bytes([255] * 8)
 _MOST_VIEWS = 64
 _FAILED, _LEFT = 1, 2
+# A rank that waits shows so four times a second, and more seldom on a busy machine.
+_BEAT_NS = 2_000_000_000
 
 
 class Board:
@@ -148,11 +151,22 @@ class Board:
         """Tells the neighbours that this rank has closed the group."""
         self._words[self._index][_STATE] = _LEFT
 
+    def beat(self) -> None:
+        """Shows that this rank is alive, and waits for others."""
+        self._words[self._index][_BEAT] = time.monotonic_ns()
+
     def kill(self, rank: int) -> None:
-        """Ends the process of a rank of this host, unless it is this one or has ended."""
-        if rank in self.ranks and self._pids[self.ranks.index(rank)] != os.getpid():
+        """Ends the process of a silent rank of this host, unless it has ended, or is this one.
+
+        One that waits itself is not silent: it will give up as this one has.
+        """
+        if rank not in self.ranks:
+            return
+        index = self.ranks.index(rank)
+        is_waiting = time.monotonic_ns() - self._words[index][_BEAT] < _BEAT_NS
+        if not is_waiting and self._pids[index] != os.getpid():
             with suppress(ProcessLookupError):
-                os.kill(self._pids[self.ranks.index(rank)], signal.SIGKILL)
+                os.kill(self._pids[index], signal.SIGKILL)
 
     def check(self, missing: Sequence[int]) -> None:
         """Raises RankFailure if a rank of this host that is waited for can never come."""

@@ -55,7 +55,10 @@ _NAP_S = 1e-3
 _GIVEN_UP: list[MPI.Request] = []
 # Sent so that they have ended when they have been taken.
 _ANNOUNCED: list[MPI.Request] = []
-_LOST_CLASSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
+# What is said of messages of a process that died; the last where several are looked at.
+_LOST_CLASSES = {
+    *(MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, MPI.ERR_IN_STATUS),
+}
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 

@@ -1,0 +1,170 @@
+"""A training in which workers meet what a plan has for them; run by ``chaos.py``.
+
+python chaos_job.py PLAN: a JSON file with the folder, the steps, and the faults by worker and step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import localsgd
+from localsgd import (
+    Arena,
+    CheckpointError,
+    Checkpoints,
+    Communicator,
+    ModelAverager,
+    PostLocalSGDOptimizer,
+    ShardSampler,
+    Survival,
+    every,
+    optim,
+    outer,
+)
+
+DEADLINE_S = 3.0
+COUNT = 20_000
+# Between two rounds and checkpoints; in the mean of one; behind a checkpoint; when another is lost.
+MOMENTS = ("between", "in a pass", "while saving", "in a recovery")
+ENDS = ("killed", "stopped", "a bad address", "an error", "the end")
+
+
+@dataclass
+class Fate:
+    """What this worker meets.
+
+    Attributes:
+        step: before which step; None: none.
+        armed: whether it strikes at its moment now.
+    """
+
+    folder: Path
+    number: int
+    step: int | None = None
+    kind: str = ""
+    moment: str = ""
+    armed: bool = False
+    rounds: list[float] = field(default_factory=list)
+
+    def arm(self, step: int) -> None:
+        """Strikes if it is time and the moment is between two calls."""
+        if step == self.step:
+            if self.kind == "no room on the disk":
+                limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit))
+                return
+            self.armed = True
+            self.meet("between")
+            if self.moment == "while saving":
+                delay_s = np.random.default_rng(step).uniform(0, 0.01)
+                threading.Timer(delay_s, lambda: self.meet("while saving")).start()
+
+    def meet(self, moment: str) -> None:
+        if not self.armed or moment != self.moment:
+            return
+        (self.folder / f"struck-{self.number}").write_text(repr(time.time()))
+        sys.stdout.flush()
+        match self.kind:
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "a bad address":
+                ctypes.string_at(0)
+            case "an error":
+                raise KeyError("no such batch")
+            case "the end":
+                sys.exit(3)
+
+    def regroup(self) -> None:
+        self.meet("in a recovery")
+
+
+class Outer(outer.SGD):
+    """Nesterov's step, in which a worker may meet its fate."""
+
+    def __init__(self, fate: Fate) -> None:
+        super().__init__(0.7, momentum=0.9, nesterov=True)
+        self._fate = fate
+
+    def scalar_step(self) -> None:
+        return None
+
+    def update(self, block: outer.Block) -> None:
+        super().update(block)
+        self._fate.meet("in a pass")
+
+
+def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
+    number, folder = comm.rank, Path(plan["folder"])
+    mine = plan["faults"].get(str(number), {})
+    fate = Fate(folder, number, **mine)
+    arena = Arena({"w": np.full(COUNT, 5.0, np.float32), "b": np.ones(7)[:3].astype("f4")}, comm)
+    averager = ModelAverager(every(3), comm, outer=Outer(fate))
+    training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1, momentum=0.5), averager)
+    sampler = ShardSampler(1000, 2, seed=0, comm=comm)
+    noise = np.random.default_rng(number)
+    parts = {"params": arena, "training": training, "sampler": sampler, "noise": noise}
+    saves = Checkpoints(folder / "saves", parts, comm, when=every(4), keep=2)
+    survival = Survival(training, sampler, saves, fate)
+    start = step = saves.load() or 0
+    losses, full = [], 0
+    batches = iter(sampler)
+    while step < plan["steps"]:
+        batch = next(batches, None)
+        if batch is None:
+            batches = iter(sampler)
+            batch = next(batches)
+        step += 1
+        fate.arm(step)
+        losses.append(float(np.square(arena.flat).mean()))
+        arena.grad.flat[...] = arena.flat + noise.normal(size=arena.flat.size, scale=0.1)
+        arena.grad.flat[: len(batch)] += batch % 2
+        held = averager.rounds
+        training.step()
+        if averager.rounds > held:
+            fate.rounds.append(time.time())
+        try:
+            survival.hold(lambda: saves.after(step))  # noqa: B023
+        except CheckpointError:
+            full += 1
+    training.flush()
+    try:
+        saves.close()
+    except CheckpointError:
+        full += 1
+    return {
+        "number": number,
+        "start": start,
+        "steps": averager.step,
+        "size": comm.size,
+        "lost": survival.lost,
+        "full": full,
+        "losses": [losses[0], losses[-1]],
+        "rounds": fate.rounds,
+        "digest": hashlib.sha256(arena.flat).hexdigest(),
+    }
+
+
+def main(path: str) -> None:
+    plan = json.loads(Path(path).read_text())
+    comm = localsgd.world(deadline_s=DEADLINE_S)
+    report = work(plan, comm)
+    (Path(plan["folder"]) / f"report-{report['number']}").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
