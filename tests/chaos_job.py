@@ -39,6 +39,8 @@ DEADLINE_S = 3.0
 COUNT = 20_000
 # Between two rounds and checkpoints; in the mean of one; behind a checkpoint; when another is lost.
 MOMENTS = ("between", "in a pass", "while saving", "in a recovery")
+# What a thread can do to its process.
+ENDS_OF_A_THREAD = ("killed", "stopped", "a bad address")
 ENDS = ("killed", "stopped", "a bad address", "an error", "the end")
 
 
@@ -62,10 +64,6 @@ class Fate:
     def arm(self, step: int) -> None:
         """Strikes if it is time and the moment is between two calls."""
         if step == self.step:
-            if self.kind == "no room on the disk":
-                limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit))
-                return
             self.armed = True
             self.meet("between")
             if self.moment == "while saving":
@@ -108,6 +106,21 @@ class Outer(outer.SGD):
         self._fate.meet("in a pass")
 
 
+def fails_to_save(saves: Checkpoints, step: int, is_full: bool) -> bool:
+    """Whether a checkpoint fails for which some workers have no room on the disk."""
+    saves.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if is_full else soft, hard))
+    try:
+        saves.save(step)
+        saves.wait()
+    except CheckpointError:
+        return True
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return False
+
+
 def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     number, folder = comm.rank, Path(plan["folder"])
     mine = plan["faults"].get(str(number), {})
@@ -121,7 +134,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     saves = Checkpoints(folder / "saves", parts, comm, when=every(4), keep=2)
     survival = Survival(training, sampler, saves, fate)
     start = step = saves.load() or 0
-    losses, full = [], 0
+    losses, full = [], False
     batches = iter(sampler)
     while step < plan["steps"]:
         batch = next(batches, None)
@@ -137,15 +150,11 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         training.step()
         if averager.rounds > held:
             fate.rounds.append(time.time())
-        try:
-            survival.hold(lambda: saves.after(step))  # noqa: B023
-        except CheckpointError:
-            full += 1
+        survival.hold(lambda: saves.after(step))  # noqa: B023
+        if step == plan.get("full_at"):
+            full = survival.hold(lambda: fails_to_save(saves, step, number % 2 == 0))  # noqa: B023
     training.flush()
-    try:
-        saves.close()
-    except CheckpointError:
-        full += 1
+    saves.close()
     return {
         "number": number,
         "start": start,

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rich.progress import Progress
@@ -68,13 +69,20 @@ class Soaked:
     @classmethod
     def start(cls, ranks: int, averages: int, temporary: Path) -> Soaked:
         """Starts ``ranks`` workers that hold so many averages."""
+        words = ["run", "-n", str(ranks), __file__, _WORKER, str(averages)]
+        return cls.start_command(words, temporary)
+
+    @classmethod
+    def start_command(
+        cls, words: Sequence[str], temporary: Path, *, output: IO[str] | int = subprocess.DEVNULL
+    ) -> Soaked:
+        """Starts ``localsgd`` with these words."""
         mark, segments = uuid.uuid4().hex, set(SHARED.iterdir())
-        command = ["run", "-n", str(ranks), __file__, _WORKER, str(averages)]
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "localsgd.cli", *command],
+            [sys.executable, "-m", "localsgd.cli", *words],
             env={**os.environ, _MARK: mark, "TMPDIR": str(temporary)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
         return cls(mark, temporary, segments, launcher)
 
