@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 300
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) test-6 test-6-mpich soak check bench bench-torch bench-methods bench-hosts clean
+.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the or
 soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
 	.venv/bin/python tests/soak.py
 	.venv-mpich/bin/python tests/soak.py
+
+chaos: .venv/ready ## Train under FAULTS=100 faults from SEED=0 in real processes, from job FROM=0
+	.venv/bin/python tests/chaos.py --faults $(or $(FAULTS),100) --seed $(or $(SEED),0) --from $(or $(FROM),0)
 
 check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
 	.venv/bin/ruff check .

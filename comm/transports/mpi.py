@@ -10,6 +10,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -120,6 +121,28 @@ class MpiTransport:
         assert everyone is not None
         return everyone
 
+    def _shrunk(self) -> MPI.Intracomm:
+        """A communicator of the processes that are alive, all of which must call this.
+
+        Raises:
+            RankFailure: if one of them does not, until the deadline.
+        """
+        found: list[MPI.Comm] = []
+        # It cannot be asked whether it is done: Open MPI's has no form that returns at once.
+        shrinking = threading.Thread(target=lambda: found.append(self._comm.Shrink()), daemon=True)
+        shrinking.start()
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        try:
+            self._waiter.until(lambda: not shrinking.is_alive(), lambda: others)
+        except RankFailure as error:
+            _Ending.cannot_go_on = True
+            raise RankFailure(
+                f"the job cannot go on without lost ranks, as one that is alive does not come, and "
+                f"nobody on its host can end it: {error}",
+                others,
+            ) from None
+        return MPI.Intracomm(found[0])
+
     def send(self, data: Array, dest: int, tag: int) -> Pending:
         request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
         return _Message(request, dest)
@@ -197,7 +220,7 @@ class MpiTransport:
             )
         if self.size < self._comm.Get_size():
             raise RankFailure("the group of all workers alone can go on without lost ranks", [])
-        comm = MPI.Intracomm(self._comm.Shrink())
+        comm = self._shrunk()
         old = self._comm.Get_group()
         numbers = [int(rank) for rank in comm.Get_group().Translate_ranks(None, old)]
         if len(numbers) < self.size:
@@ -327,9 +350,10 @@ class _Ending:
 
     Attributes:
         has_lost: whether it has gone on without others.
+        cannot_go_on: whether it would have, and could not.
     """
 
-    has_lost = False
+    has_lost = cannot_go_on = False
 
 
 def _vanish() -> NoReturn:
@@ -370,7 +394,7 @@ def _report_and_abort(
     print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
     let_be_read(sys.stdout)
     let_be_read(sys.stderr)
-    if FAULT_TOLERANT:
+    if FAULT_TOLERANT and not _Ending.cannot_go_on:
         fail_all(error)
         _vanish()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,19 @@ from localsgd import Communicator, RankFailure, run_threads, solo
 from oracle import same_bits, two_level_mean
 
 LIMIT_S = 60
+
+
+def run_job(words: Sequence[object], ranks: int, layout: str) -> tuple[int, str]:
+    """Exit code and output of a job that may lose ranks."""
+    command = [sys.executable, "-m", "localsgd.cli", "run", "--fault-tolerant", "-n", str(ranks)]
+    ended = subprocess.run(
+        [*command, "--layout", layout, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def values(rank: int, count: int = 1001) -> np.ndarray:
@@ -128,6 +142,36 @@ def test_a_job_that_was_not_started_for_it_says_so() -> None:
     assert solo().shrink().lost == ()
 
 
+SILENT = """
+import os, signal
+import numpy as np
+import localsgd
+
+comm = localsgd.world(deadline_s=1)
+comm.barrier()
+if comm.rank == 2:
+    os.kill(os.getpid(), signal.SIGSTOP)
+try:
+    comm.barrier()
+except localsgd.RankFailure as error:
+    comm.shrink(silent=error.ranks)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(("layout", "goes_on"), [("1+2", True), ("2+1", False)])
+def test_a_silent_process_is_killed_on_its_host_or_the_job_ends(
+    tmp_path: Path, layout: str, goes_on: bool
+) -> None:
+    """Where it is alone on its host nobody can end it, and nobody waits for ever."""
+    script = tmp_path / "job.py"
+    script.write_text(SILENT)
+    code, output = run_job([script], 3, layout)
+    assert (code == 0) == goes_on
+    assert output.count("went on") == (2 if goes_on else 0)
+    assert ("nobody on its host can end it" in output) != goes_on
+
+
 PROGRAM = """
 import ctypes, os, signal, sys
 import numpy as np
@@ -182,15 +226,7 @@ def test_a_job_goes_on_without_a_process(tmp_path: Path, layout: str, how: str) 
     """(0 + 2 + 3) / 3, as those that are left wrote it again."""
     script = tmp_path / "job.py"
     script.write_text(PROGRAM)
-    command = [sys.executable, "-m", "localsgd.cli", "run", "--fault-tolerant", "-n", "4"]
-    ended = subprocess.run(
-        [*command, "--layout", layout, str(script), how],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    output = ended.stdout + ended.stderr
-    assert ended.returncode == 0, output
+    code, output = run_job([script, how], 4, layout)
+    assert code == 0, output
     wanted = {"4": "3", "2+2": "1+2", "1+1+1+1": "1+1+1"}[layout]
     assert f"left: 3 {wanted} 1.6666666" in output
