@@ -1,6 +1,7 @@
 """Front doors: an algorithm of the literature in one line."""
 
 from localsgd.methods import recipes
+from localsgd.methods.control_variates import ControlVariates, check_plain
 from localsgd.methods.delayed import OverlappedSGD
 from localsgd.methods.diloco import DiLoCo, StreamingDiLoCo
 from localsgd.methods.easgd import EASGD
@@ -13,6 +14,7 @@ from localsgd.methods.slow_momentum import SlowMo
 __all__ = [
     "EASGD",
     "SCAFFOLD",
+    "ControlVariates",
     "DiLoCo",
     "FrontDoor",
     "LocalSGD",
@@ -21,5 +23,6 @@ __all__ = [
     "Setting",
     "SlowMo",
     "StreamingDiLoCo",
+    "check_plain",
     "recipes",
 ]

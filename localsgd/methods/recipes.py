@@ -119,6 +119,17 @@ def easgd(period: int, beta: float, alpha: float | None) -> Recipe:
     return make
 
 
+def scaffold(period: int, check: Callable[[], object]) -> Recipe:
+    """``check`` raises unless the inner optimizer is one whose steps can be controlled."""
+
+    def make(comm: Communicator, setting: Setting) -> ModelAverager:
+        agreed_among(comm, "optimizers", check, lambda _: [])
+        setting.require_exact(comm, "SCAFFOLD")
+        return local_sgd(period)(comm, setting)
+
+    return make
+
+
 def _nesterov(lr: float, momentum: float) -> Callable[[], OuterOptimizer]:
     return lambda: SGD(lr, momentum=momentum, nesterov=bool(momentum))
 

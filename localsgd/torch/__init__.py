@@ -16,6 +16,7 @@ from localsgd.torch.comm import communicator, world
 from localsgd.torch.gradients import GradientStage, PostLocalSGDState, post_localSGD_hook
 from localsgd.torch.methods import (
     EASGD,
+    SCAFFOLD,
     DiLoCo,
     LocalSGD,
     OverlappedSGD,
@@ -26,6 +27,7 @@ from localsgd.torch.training import PostLocalSGDOptimizer
 
 __all__ = [
     "EASGD",
+    "SCAFFOLD",
     "Checkpoints",
     "CoreAverager",
     "DiLoCo",

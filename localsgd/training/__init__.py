@@ -2,7 +2,15 @@
 
 from localsgd.training.loading import load_together
 from localsgd.training.parts import Averager, InnerOptimizer, Stateful
-from localsgd.training.state import POLICIES, MeanState, Policy, ResetState, State
+from localsgd.training.state import (
+    POLICIES,
+    MeanState,
+    Policy,
+    ResetState,
+    State,
+    check_schedules,
+    lines_of_policy,
+)
 from localsgd.training.uneven import UnevenEnds, Without
 from localsgd.training.wrapper import PostLocalSGDOptimizer
 
@@ -18,5 +26,7 @@ __all__ = [
     "Stateful",
     "UnevenEnds",
     "Without",
+    "check_schedules",
+    "lines_of_policy",
     "load_together",
 ]

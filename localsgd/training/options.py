@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from localsgd.arrays import Buffers
 from localsgd.averagers import Companion
 from localsgd.checks import agreed_among, words_of
@@ -11,7 +9,7 @@ from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
 from localsgd.training.parts import InnerOptimizer
-from localsgd.training.state import State, check_policy, state_companions
+from localsgd.training.state import State, check_policy, lines_of_policy, state_companions
 
 _KINDS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
 
@@ -44,9 +42,7 @@ def companions(
                 f"{gradients.comm!r} and {comm!r}"
             )
         words = [f"{name}={words_of(option)}" for name, option in given.items()]
-        if isinstance(state, Mapping):
-            return [*(f"state[{key!r}]={words_of(state[key])}" for key in sorted(state)), *words]
-        return [f"state={state!r}", *words]
+        return [*lines_of_policy(state), *words]
 
     agreed_among(comm, "options", prepare, lambda lines: lines)
     return [*state_companions(state, optim), *([] if buffers is None else [buffers])]

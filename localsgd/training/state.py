@@ -10,12 +10,13 @@ with a schedule for every part of the state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from localsgd.averagers import Companion, Scheduled
+from localsgd.checks import words_of
 from localsgd.comm import MismatchError
 from localsgd.comm.contract import Array, Communicator, address_of, as_bytes
 from localsgd.optim import Optimizer
@@ -212,12 +213,7 @@ def check_policy(policy: object, optim: object) -> None:
     if isinstance(policy, Mapping):
         check_policy("mean", optim)
         assert isinstance(optim, Optimizer)
-        kept = {key for group in optim.param_groups for key in optim.kept(group)}
-        for key, schedule in policy.items():
-            if key not in kept:
-                raise ValueError(f"state must have keys of {sorted(kept)}, got {key!r}")
-            if not isinstance(schedule, Schedule):
-                raise TypeError(f"state[{key!r}] must be as every(48) is, got {schedule!r}")
+        check_schedules(policy, {key for g in optim.param_groups for key in optim.kept(g)})
         return
     if policy not in POLICIES:
         raise ValueError(f"state must be one of {', '.join(POLICIES)}, got {policy!r}")
@@ -230,6 +226,27 @@ def check_policy(policy: object, optim: object) -> None:
         )
     if policy == "reset" and not isinstance(optim, Resettable):
         raise TypeError(f"state 'reset' must have an optimizer with reset_state, got {optim!r}")
+
+
+def check_schedules(schedules: Mapping[str, object], kept: Collection[str]) -> None:
+    """Raises unless these are schedules for some of the parts of the state that are kept.
+
+    Raises:
+        ValueError: for a key that is no part of it.
+        TypeError: for what is no schedule.
+    """
+    for key, schedule in schedules.items():
+        if key not in kept:
+            raise ValueError(f"state must have keys of {sorted(kept)}, got {key!r}")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"state[{key!r}] must be as every(48) is, got {schedule!r}")
+
+
+def lines_of_policy(policy: State) -> list[str]:
+    """What ranks must have alike of a policy that was checked."""
+    if isinstance(policy, Mapping):
+        return [f"state[{key!r}]={words_of(policy[key])}" for key in sorted(policy)]
+    return [f"state={policy!r}"]
 
 
 def state_companions(policy: State, optim: object) -> list[Companion]:

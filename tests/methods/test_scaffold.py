@@ -11,6 +11,7 @@ from localsgd import (
     SCAFFOLD,
     Arena,
     Communicator,
+    GradientStage,
     LocalSGD,
     MismatchError,
     optim,
@@ -103,25 +104,93 @@ def test_different_data_end_at_the_optimum_of_all() -> None:
         assert local > 0.01
 
 
-def test_resuming_is_never_having_stopped() -> None:
+@pytest.mark.parametrize("stop", range(2 * PERIOD + 1))
+def test_resuming_at_any_step_is_never_having_stopped(stop: int) -> None:
     def work(comm: Communicator) -> None:
         whole, arena = (Arena({"x": np.ones(3)}, comm) for _ in range(2))
         training, later = (SCAFFOLD(optim.SGD(a, lr=0.1), PERIOD) for a in (whole, arena))
-        train(comm, training, whole, range(6))
+        train(comm, training, whole, range(stop))
         later.load_state_dict(training.state_dict())
         arena.flat[...] = whole.flat
-        train(comm, training, whole, range(6, 14))
-        train(comm, later, arena, range(6, 14))
+        train(comm, training, whole, range(stop, 3 * PERIOD + 1))
+        train(comm, later, arena, range(stop, 3 * PERIOD + 1))
         assert arena.flat.tobytes() == whole.flat.tobytes()
 
     run_threads(2, work)
+
+
+def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
+    arena = Arena({"x": np.ones(3)}, solo())
+    training = SCAFFOLD(optim.SGD(arena, lr=0.1), PERIOD)
+    train(solo(), training, arena, range(PERIOD + 1))
+    before = training.state_dict()
+    control = before["control"]
+    for wrong, message in (
+        (None, "must have 'control' with values and sum_of_rates, got None"),
+        ({"values": control["values"]}, "must have 'control' with values and sum_of_rates"),
+        ({**control, "values": [np.ones(4)]}, r"must have shapes \[\(3,\)\], got \[\(4,\)\]"),
+        ({**control, "sum_of_rates": -1.0}, "a saved sum_of_rates must be at least 0, got -1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.load_state_dict({**before, "control": wrong})
+    assert str(training.state_dict()) == str(before)
+
+
+def test_in_a_warm_up_nothing_is_learned() -> None:
+    """Then training is as if it began there: only local steps count for what is."""
+
+    def work(comm: Communicator) -> None:
+        whole, arena = (Arena({"x": np.ones(3)}, comm) for _ in range(2))
+        stage = GradientStage(comm=comm)
+        training = SCAFFOLD(optim.SGD(whole, lr=0.1), PERIOD, synchronous_steps=3, gradients=stage)
+        for _ in range(3):
+            whole.grad.flat[:] = gradient(comm.rank, whole.flat)
+            training.step()
+        arena.flat[...] = whole.flat
+        later = SCAFFOLD(optim.SGD(arena, lr=0.1), PERIOD)
+        one, other = (
+            train(comm, each, place, range(9))
+            for each, place in ((training, whole), (later, arena))
+        )
+        assert [values.tobytes() for values in one] == [values.tobytes() for values in other]
+
+    run_threads(2, work)
+
+
+def test_a_step_left_out_counts_as_one_by_the_control_variate() -> None:
+    """By hand: rate 1, gradients 1 and 3, period 2, and rank 1 leaves out the step after a round.
+
+    Both stand at -4 after the first round, and know controls of -1 and 1. Then rank 0 takes two
+    steps of 1 + 1 to -8, rank 1 one of 3 - 1 to -6. The mean is -7, and half of what it moves each
+    by is 0.5 and -0.5: controls of -0.5 and 0.5, with which steps are of 1.5 and 2.5.
+    """
+
+    def work(comm: Communicator) -> list[float]:
+        arena = Arena({"x": np.zeros(1)}, comm)
+        training = SCAFFOLD(optim.SGD(arena, lr=1.0), 2)
+        found = []
+        for step in range(5):
+            if (comm.rank, step) == (1, 2):
+                training.skip_step()
+            else:
+                arena.grad["x"] += 1.0 + 2.0 * comm.rank
+                training.step()
+            found.append(float(arena["x"][0]))
+        return found
+
+    assert run_threads(2, work) == [[-1.0, -4.0, -6.0, -7.0, -8.5], [-3.0, -4.0, -4.0, -7.0, -9.5]]
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda a: optim.Adam(a, lr=0.1), TypeError, "SCAFFOLD must have an optim.SGD, got Adam"),
-        (lambda a: optim.SGD(a, lr=0.1, momentum=0.9), ValueError, "SGD without momentum at one"),
+        (
+            lambda a: optim.SGD(a, lr=0.1, momentum=0.9),
+            ValueError,
+            "SGD at one learning rate, without mom",
+        ),
+        (lambda a: optim.SGD(a, lr=0.1, maximize=True), ValueError, "'maximize': True}"),
         (lambda _: 0.1, TypeError, "optim must be an optimizer of localsgd.optim, got 0.1"),
     ],
 )

@@ -4,7 +4,7 @@ from localsgd.torch.arrays.adoption import adopt
 from localsgd.torch.arrays.buffers import ModuleBuffers
 from localsgd.torch.arrays.forms import Form, Home, holds
 from localsgd.torch.arrays.pinned import pin
-from localsgd.torch.arrays.place import bring, place_of, take, wait_for_devices
+from localsgd.torch.arrays.place import Place, bring, place_of, take, wait_for_devices
 from localsgd.torch.arrays.places import Placed, placed
 from localsgd.torch.arrays.saving import with_arrays, with_tensors
 from localsgd.torch.arrays.sharded import check_optimizer, check_tensor
@@ -14,6 +14,7 @@ __all__ = [
     "Form",
     "Home",
     "ModuleBuffers",
+    "Place",
     "Placed",
     "adopt",
     "bring",

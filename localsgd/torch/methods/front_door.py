@@ -12,7 +12,7 @@ from localsgd.torch.arrays import ModuleBuffers
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.comm import ProcessGroup, communicator
 from localsgd.torch.training import PostLocalSGDOptimizer
-from localsgd.training import Policy
+from localsgd.training import State
 
 
 class Options(TypedDict, total=False):
@@ -21,7 +21,7 @@ class Options(TypedDict, total=False):
     synchronous_steps: int
     warmup_steps: int
     process_group: ProcessGroup
-    state: Policy
+    state: State
     buffers: ModuleBuffers | None
     compress: Codec | None
     error_feedback: bool
@@ -40,7 +40,7 @@ class FrontDoor(PostLocalSGDOptimizer):
         synchronous_steps: int = 0,
         warmup_steps: int = 0,
         process_group: ProcessGroup = None,
-        state: Policy = "local",
+        state: State = "local",
         buffers: ModuleBuffers | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,

@@ -10,13 +10,13 @@ from localsgd.comm import NON_MEMBER
 from localsgd.torch.arrays import ModuleBuffers
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.comm import outside_modes
-from localsgd.torch.training.state import check_policy, state_companion
-from localsgd.training import Averager, Policy
+from localsgd.torch.training.state import check_policy, state_companions
+from localsgd.training import Averager, State, lines_of_policy
 
 
 @outside_modes()
 def companions(
-    optim: Optimizer, averager: Averager, state: Policy, buffers: ModuleBuffers | None
+    optim: Optimizer, averager: Averager, state: State, buffers: ModuleBuffers | None
 ) -> list[Companion]:
     """The companions of a wrapper's rounds. Collective if there are options.
 
@@ -32,12 +32,13 @@ def companions(
         check_policy(state, optim)
         if not isinstance(buffers, ModuleBuffers | None):
             raise TypeError(f"buffers must be adopt(model).buffers, got {buffers!r}")
-        return [f"state={state!r}", f"buffers={None if buffers is None else buffers.rules!r}"]
+        rules = None if buffers is None else buffers.rules
+        return [*lines_of_policy(state), f"buffers={rules!r}"]
 
     comm = averager.comm
     if comm is NON_MEMBER:
         prepare()
         return []
     agreed(comm, "options", prepare, lambda lines: lines)
-    made = (state_companion(state, optim, comm), buffers)
-    return [entry for entry in made if entry is not None]
+    made = state_companions(state, optim, comm)
+    return made if buffers is None else [*made, buffers]

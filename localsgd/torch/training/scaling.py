@@ -10,7 +10,7 @@ Source: torch.amp.GradScaler.step (PyTorch 2.13).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,17 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def scaled_step(
-    optim: Optimizer,
-    closure: Callable[[], Any] | None,
-    found_inf: Tensor | int,
-    grad_scale: Tensor | None,
-) -> Any:
-    """Takes a step with scaled gradients, as torch would; none if they are not finite.
+def local_step(optim: Optimizer, closure: Callable[[], Any] | None, left: Mapping[str, Any]) -> Any:
+    """Takes a step; with scaled gradients as torch would, and none if they are not finite.
 
     Args:
-        found_inf: whether any is not finite; a plain 0 where there are no gradients.
-        grad_scale: what the gradients are multiplied by; None once they have been unscaled.
+        left: what a scaler left with the wrapper, nothing if none steps it. As "found_inf" whether
+            any gradient is not finite, a plain 0 where there are none; as "grad_scale" what they
+            are multiplied by, None once they have been unscaled.
 
     Returns:
         What the optimizer's step returned; None without a step.
@@ -37,6 +33,7 @@ def scaled_step(
         ValueError: from torch, for float16 gradients of an optimizer that cannot unscale itself.
     """
     arguments = () if closure is None else (closure,)
+    found_inf, grad_scale = left.get("found_inf", 0), left.get("grad_scale")
     if found_inf:
         return None
     if grad_scale is None or not isinstance(found_inf, Tensor):

@@ -1,7 +1,8 @@
 """What a round does to the state of torch's optimizers: leave it, average it, or forget it.
 
-The core decides and averages; here it is told which tensors of an optimizer have a mean, and
-where they lie. An optimizer whose state has none, such as Rprop's signs, is refused.
+All of it, or some keys of it in rounds of their own. The core decides and averages; here it is told
+which tensors of an optimizer have a mean, and where they lie. An optimizer whose state has none,
+such as Rprop's signs, is refused.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from torch.optim import (
     RMSprop,
 )
 
-from localsgd.averagers import Companion
+from localsgd.averagers import Companion, Scheduled
 from localsgd.comm.contract import Array, Communicator
 from localsgd.torch.arrays import Form, Home, bring, take, wait_for_devices
 from localsgd.torch.averagers import names_in
-from localsgd.training import POLICIES, MeanState, Policy, ResetState
+from localsgd.training import POLICIES, MeanState, ResetState, State, check_schedules
 
 Group = dict[str, Any]
 
@@ -58,19 +59,27 @@ _KEPT: Mapping[type[Optimizer], Callable[[Group], tuple[str, ...]]] = {
 
 
 class ParamState:
-    """The state of one parameter of an optimizer of torch."""
+    """The state of one parameter of an optimizer of torch, or one key of it."""
 
     def __init__(
-        self, optim: Optimizer, group: Group, name: str, param: Tensor, memory: dict[str, Array]
+        self,
+        optim: Optimizer,
+        group: Group,
+        name: str,
+        param: Tensor,
+        memory: dict[str, Array],
+        key: str | None,
     ) -> None:
         """
         Args:
+            key: the part of the state that is averaged; None means all.
             memory: for every key the array that holds the state in rounds, shape ``(n,)``;
                 completed with private ones where it has none.
         """
         self._optim, self._group, self._param = optim, group, param
         self._name, self._memory, self._form = name, memory, Form.of(param)
-        self._keys = _KEPT[type(optim)](group)
+        self._kept = _KEPT[type(optim)](group)
+        self._keys = _chosen(self._kept, key)
 
     @property
     def name(self) -> str:
@@ -101,7 +110,8 @@ class ParamState:
         return any(isinstance(self._state.get(key), Tensor) for key in self._keys)
 
     def make(self) -> None:
-        for key in self._keys:
+        # All keys, since torch's optimizers begin none where they find another.
+        for key in self._kept:
             if not isinstance(self._state.get(key), Tensor):
                 self._state[key] = torch.zeros_like(self._param, requires_grad=False)
 
@@ -136,16 +146,21 @@ class ParamState:
 class TorchState(MeanState):
     """``MeanState`` of an optimizer of torch; groups that are added later included."""
 
-    def __init__(self, optim: Optimizer, comm: Communicator) -> None:
-        """Collective: takes memory that workers reduce in one pass."""
+    def __init__(self, optim: Optimizer, comm: Communicator, key: str | None = None) -> None:
+        """Collective: takes memory that workers reduce in one pass.
+
+        Args:
+            key: the only part of the state that is averaged; None means all.
+        """
         super().__init__(self._parts_now)
-        self._optim = optim
+        self._optim, self._key = optim, key
         self._memory: dict[int, dict[str, Array]] = {}
         self._reserve(comm)
 
     @property
     def words(self) -> str:
-        return f"mean state of {type(self._optim).__name__}"
+        part = "" if self._key is None else f" ({self._key})"
+        return f"mean state of {type(self._optim).__name__}{part}"
 
     def join(self, group: Communicator, weight: float | None) -> None:
         super().join(group, weight)
@@ -155,10 +170,13 @@ class TorchState(MeanState):
 
     def _parts_now(self) -> list[ParamState]:
         return [
-            ParamState(self._optim, group, name, param, self._memory.setdefault(id(param), {}))
+            ParamState(self._optim, group, name, param, self._of(param), self._key)
             for index, group in enumerate(self._optim.param_groups)
             for name, param in zip(names_in(index, group), group["params"], strict=True)
         ]
+
+    def _of(self, param: Tensor) -> dict[str, Array]:
+        return self._memory.setdefault(id(param), {})
 
     def _reserve(self, comm: Communicator) -> None:
         """One allocation for every dtype, since each is shared with all workers of a host."""
@@ -167,13 +185,17 @@ class TorchState(MeanState):
             for param in group["params"]:
                 form = Form.of(param)
                 count = int(np.prod(form.array_shape))
-                for key in _KEPT[type(self._optim)](group):
+                for key in _chosen(_KEPT[type(self._optim)](group), self._key):
                     wanted.setdefault(form.array_dtype, []).append((id(param), key, count))
         for dtype, entries in wanted.items():
             flat, begin = comm.allocate(sum(count for *_, count in entries), dtype), 0
             for param_id, key, count in entries:
                 self._memory.setdefault(param_id, {})[key] = flat[begin : begin + count]
                 begin += count
+
+
+def _chosen(kept: tuple[str, ...], key: str | None) -> tuple[str, ...]:
+    return tuple(name for name in kept if key in (None, name))
 
 
 class _Forgetful:
@@ -198,8 +220,14 @@ def check_policy(policy: object, optim: Optimizer) -> None:
     """Raises unless this optimizer can honour this policy.
 
     Raises:
-        ValueError: for an unknown policy, or "mean" with an optimizer whose state has none.
+        ValueError: for an unknown policy or key, or a mean with an optimizer whose state has none.
+        TypeError: for a key without a schedule.
     """
+    if isinstance(policy, Mapping):
+        check_policy("mean", optim)
+        kept = _KEPT[type(optim)]
+        check_schedules(policy, {key for group in optim.param_groups for key in kept(group)})
+        return
     if policy not in POLICIES:
         raise ValueError(f"state must be one of {', '.join(POLICIES)}, got {policy!r}")
     if policy == "mean" and type(optim) not in _KEPT:
@@ -210,8 +238,10 @@ def check_policy(policy: object, optim: Optimizer) -> None:
         )
 
 
-def state_companion(policy: Policy, optim: Optimizer, comm: Communicator) -> Companion | None:
-    """The companion for a policy that was checked; None for "local". Collective for "mean"."""
+def state_companions(policy: State, optim: Optimizer, comm: Communicator) -> list[Companion]:
+    """The companions for a policy that was checked; none for "local". Collective for means."""
+    if isinstance(policy, Mapping):
+        return [Scheduled(TorchState(optim, comm, key), policy[key]) for key in sorted(policy)]
     if policy == "mean":
-        return TorchState(optim, comm)
-    return ResetState(_Forgetful(optim)) if policy == "reset" else None
+        return [TorchState(optim, comm)]
+    return [ResetState(_Forgetful(optim))] if policy == "reset" else []

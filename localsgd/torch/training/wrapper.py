@@ -25,9 +25,9 @@ from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.training.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.training.options import companions
-from localsgd.torch.training.scaling import scaled_step
+from localsgd.torch.training.scaling import local_step
 from localsgd.torch.training.uneven import TorchUnevenEnds
-from localsgd.training import Averager, Policy, Stateful, load_together
+from localsgd.training import Averager, State, Stateful, load_together
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -45,7 +45,7 @@ class PostLocalSGDOptimizer(Optimizer):
         averager: Averager | core.ModelAverager,
         *,
         gradients: GradientStage | None = None,
-        state: Policy = "local",
+        state: State = "local",
         buffers: ModuleBuffers | None = None,
     ) -> None:
         """Takes everything as it is; collective with ``state`` or ``buffers``.
@@ -57,13 +57,14 @@ class PostLocalSGDOptimizer(Optimizer):
             gradients: averages the gradients, so that ``skip_step`` can take part in that.
             state: what every round and flush does to the inner optimizer's state: "local" leaves
                 it to each worker, "mean" averages it along with the parameters (the steps behind
-                it must then be equally many), "reset" makes the optimizer begin anew.
+                it must then be equally many), "reset" makes the optimizer begin anew. Or for some
+                keys of it the rounds that average them, as in ``{"exp_avg": every(48)}``.
             buffers: ``adopt(model).buffers``, averaged along, each by its rule.
 
         Raises:
             TypeError: for an averager without those, an optimizer that shards, or options with
                 an averager that is none of ``localsgd``.
-            ValueError: for an optimizer that cannot honour the policy.
+            ValueError: for an optimizer that cannot honour the policy, or without such a key.
             MismatchError: on every rank, if options differ or those of another rank are invalid.
         """
         check_optimizer(optim)
@@ -129,7 +130,7 @@ class PostLocalSGDOptimizer(Optimizer):
         # A closure may be what gives lazy parameters their memory.
         if counts and (closure is None or self._goes_from_somewhere()):
             self._begin()
-        loss = self._inner_step(closure)
+        loss = local_step(self.optim, closure, vars(self))
         if counts:
             if self._ends is not None:
                 self._ends.tell_step()
@@ -303,9 +304,3 @@ class PostLocalSGDOptimizer(Optimizer):
             self.averager.average_parameters(self.param_groups, self._along)
         else:
             self.averager.average_parameters(params=self.param_groups)
-
-    def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
-        if "found_inf" not in vars(self):
-            return self.optim.step() if closure is None else self.optim.step(closure)
-        found_inf, scale = vars(self)["found_inf"], vars(self).get("grad_scale")
-        return scaled_step(self.optim, closure, found_inf, scale)
