@@ -147,8 +147,11 @@ class Transport(Protocol):
 class ShrinkingTransport(Transport, Protocol):
     """One whose ranks may die."""
 
-    def shrink(self) -> tuple[Transport, Sequence[int]]:
+    def shrink(self, deadline_s: float) -> tuple[Transport, Sequence[int]]:
         """The ranks that are left, and what numbers they have here. Collective among them.
+
+        Args:
+            deadline_s: how long to wait for those that are alive.
 
         Raises:
             RankFailure: if this job cannot go on without those that are lost.

@@ -50,6 +50,8 @@ from .reduction import Job, Reducer, Reductions, held, shard
 from .topology import Topology
 from .waiting import DIRECT, GATHERED, Background, Clock, Mail, Waiter, leave_at_exit
 
+_MORE_S = 5.0
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -306,13 +308,17 @@ class Group:
 
     def shrink(self, *, silent: Sequence[int] = ()) -> Shrunk:
         self._collective.require_open()
+        # Who comes to wait for this rank is to come here instead.
+        self._entrance.fail(RankFailure("this rank goes on without those that are lost", []))
         for rank in silent:
             self._board.kill(rank)
+        self._end_silent()
         self._background.drain()
         if not isinstance(self._transport, ShrinkingTransport):
             raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
         before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
-        transport, numbers = self._transport.shrink()
+        # Neighbours of other hosts may be waiting there for silent ones.
+        transport, numbers = self._transport.shrink(2 * self._setting.deadline_s + _MORE_S)
         begun = {r: self._board.begun(r) for r in self._board.ranks if r not in numbers}
         self._earlier, self._shrinks = traffic, self._shrinks + 1
         self._number = header.digest(self._number, "shrunk", self._shrinks)
@@ -330,6 +336,20 @@ class Group:
             return shard(count, before, number)
 
         return Shrunk(before, tuple(numbers), memory_of, begun, shard_of)
+
+    def _end_silent(self) -> None:
+        """Returns once the neighbours have given up, too; kills those that do not."""
+        waiter = Waiter(
+            self._setting.deadline_s,
+            lambda _: self._board.beat(),
+            lambda _: "they have not given up what they do",
+            self._setting.clock,
+        )
+        try:
+            waiter.until(lambda: not self._board.going_on(), self._board.going_on)
+        except RankFailure as error:
+            for rank in error.ranks:
+                self._board.kill(rank)
 
     def close(self) -> None:
         if not self.closed:

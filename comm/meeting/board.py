@@ -155,6 +155,14 @@ class Board:
         """Shows that this rank is alive, and waits for others."""
         self._words[self._index][_BEAT] = time.monotonic_ns()
 
+    def going_on(self) -> list[int]:
+        """The ranks of this host that are alive and have neither failed nor left."""
+        return [
+            rank
+            for rank, words, pid in zip(self.ranks, self._words, self._pids, strict=True)
+            if words[_STATE] == 0 and _is_alive(pid)
+        ]
+
     def kill(self, rank: int) -> None:
         """Ends the process of a silent rank of this host, unless it has ended, or is this one.
 

@@ -121,7 +121,7 @@ class MpiTransport:
         assert everyone is not None
         return everyone
 
-    def _shrunk(self) -> MPI.Intracomm:
+    def _shrunk(self, deadline_s: float) -> MPI.Intracomm:
         """A communicator of the processes that are alive, all of which must call this.
 
         Raises:
@@ -133,7 +133,8 @@ class MpiTransport:
         shrinking.start()
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
-            self._waiter.until(lambda: not shrinking.is_alive(), lambda: others)
+            waiter = Waiter(deadline_s, lambda _: None, lambda _: "one of them does not come")
+            waiter.until(lambda: not shrinking.is_alive(), lambda: others)
         except RankFailure as error:
             _Ending.cannot_go_on = True
             raise RankFailure(
@@ -211,7 +212,7 @@ class MpiTransport:
             if self._ranks[rank] in gone:
                 raise RankFailure(f"rank {rank} has died", [rank])
 
-    def shrink(self) -> tuple[MpiTransport, Sequence[int]]:
+    def shrink(self, deadline_s: float) -> tuple[MpiTransport, Sequence[int]]:
         if not FAULT_TOLERANT:
             raise RankFailure(
                 "a job must be started with localsgd run --fault-tolerant to go on without the "
@@ -220,7 +221,7 @@ class MpiTransport:
             )
         if self.size < self._comm.Get_size():
             raise RankFailure("the group of all workers alone can go on without lost ranks", [])
-        comm = self._shrunk()
+        comm = self._shrunk(deadline_s)
         old = self._comm.Get_group()
         numbers = [int(rank) for rank in comm.Get_group().Translate_ranks(None, old)]
         if len(numbers) < self.size:

@@ -41,7 +41,7 @@ class SoloTransport:
     def check(self, missing: Sequence[int]) -> None:
         pass
 
-    def shrink(self) -> tuple[SoloTransport, Sequence[int]]:
+    def shrink(self, deadline_s: float) -> tuple[SoloTransport, Sequence[int]]:
         return self, [0]
 
     def close(self) -> None:

@@ -62,6 +62,8 @@ def run_threads(
             comm.close()
             office.end(rank, None)
         except BaseException as error:
+            if fault_tolerant and current_group() is not None:
+                _CURRENT.group.fail(error)
             office.end(rank, error)
 
     threads = [
@@ -211,7 +213,7 @@ class ThreadTransport:
         if gone:
             raise RankFailure(f"ranks {gone} have returned and can never come", gone)
 
-    def shrink(self) -> tuple[ThreadTransport, Sequence[int]]:
+    def shrink(self, deadline_s: float) -> tuple[ThreadTransport, Sequence[int]]:
         office, me = self._office, self._members[self.rank]
         if not office.fault_tolerant:
             raise RankFailure("workers can be lost in run_threads(fault_tolerant=True) alone", [])
