@@ -156,11 +156,13 @@ class Board:
         self._words[self._index][_BEAT] = time.monotonic_ns()
 
     def going_on(self) -> list[int]:
-        """The ranks of this host that are alive and have neither failed nor left."""
+        """The neighbours that are alive and have neither failed nor left."""
         return [
             rank
-            for rank, words, pid in zip(self.ranks, self._words, self._pids, strict=True)
-            if words[_STATE] == 0 and _is_alive(pid)
+            for index, rank in enumerate(self.ranks)
+            if index != self._index
+            and self._words[index][_STATE] == 0
+            and _is_alive(self._pids[index])
         ]
 
     def kill(self, rank: int) -> None:
