@@ -204,15 +204,19 @@ class Run:
                 _until(lambda: job.launcher.poll() is not None)
             problems = []
             if job.launcher.poll() is None:
-                problems.append(f"it hangs: {output.read_text(errors='replace')[-2000:]}")
+                problems.append(f"it hangs: {self.said()}")
                 job.end()
             elif kill_after is None and job.launcher.returncode != 0:
-                text = output.read_text(errors="replace")[-2000:]
-                problems.append(f"it ended with {job.launcher.returncode}: {text}")
+                problems.append(f"it ended with {job.launcher.returncode}: {self.said()}")
             left = job.left()
             return problems + ([f"left behind: {left}"] if left else [])
         finally:
             job.end()
+
+    def said(self) -> str:
+        """The end of what the last job has printed."""
+        path = self.folder / "output"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else "nothing"
 
     def reports(self) -> dict[int, dict[str, Any]]:
         """What those that are left say, by the number that they had."""
@@ -221,7 +225,7 @@ class Run:
 
     def violations(self, reports: dict[int, dict[str, Any]]) -> list[str]:
         if not reports:
-            return ["nobody is left"]
+            return [f"nobody is left: {self.said()}"]
         found = []
         for what, wanted in (("steps", STEPS), ("size", len(reports))):
             wrong = {n: r[what] for n, r in reports.items() if r[what] != wanted}
@@ -255,7 +259,12 @@ class Run:
             then = float(struck.read_text())
             rounds = [t for t in next(iter(reports.values()))["rounds"] if t > then]
             if rounds:
-                waited = DEADLINE_S if fault["kind"] == "stopped" else 0.0
+                # Another that is silent at that time is waited for as well.
+                silent = any(
+                    other["kind"] == "stopped" and abs(other["step"] - fault["step"]) < 3
+                    for other in faults.values()
+                )
+                waited = DEADLINE_S if silent and rounds[0] - then > DEADLINE_S else 0.0
                 words = f"{fault['kind']}, {fault['moment']}, hosts {self.layout}"
                 found.append((rounds[0] - then - waited, words))
         return found

@@ -24,7 +24,7 @@ def test_what_is_wrong_is_said() -> None:
     run = chaos.Run.__new__(chaos.Run)
     run.folder = chaos.Path("nowhere")
     assert run.violations({0: report, 1: report}) == []
-    assert run.violations({}) == ["nobody is left"]
+    assert run.violations({}) == ["nobody is left: nothing"]
     for change, words in (
         ({"steps": 3}, f"steps must be {chaos.STEPS}, got {{1: 3}}"),
         ({"size": 3}, "size must be 2, got {1: 3}"),

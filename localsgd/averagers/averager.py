@@ -192,6 +192,10 @@ class ModelAverager(Weighing):
             return None
         return self.comm if self.schedule.due(step) or self._ends_synchrony(step) else None
 
+    def is_due(self) -> bool:
+        """Whether workers meet after the next step."""
+        return self.group_due(self.step + 1) is not None
+
     def update_of(self, index: int, arena: Arena) -> Update | None:
         """The rule for the mean of arena number ``index``; None writes back the mean itself.
 

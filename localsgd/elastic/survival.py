@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localsgd.averagers import ModelAverager
 from localsgd.comm import RankFailure, RankSilent
-from localsgd.comm.contract import Array, Shrunk
+from localsgd.comm.contract import Array, Communicator, Shrunk
 from localsgd.training import PostLocalSGDOptimizer
 
 T = TypeVar("T")
@@ -25,6 +26,19 @@ class Regrouping(Protocol):
 
     def regroup(self) -> None:
         """Goes by the group as it is now. Collective where it says so."""
+
+
+@dataclass
+class _Progress:
+    """How far a rank has come, or the farthest that it knows of.
+
+    Attributes:
+        held: calls of ``hold`` that all have ended.
+        recoveries: recoveries that all have ended.
+    """
+
+    held: int = 0
+    recoveries: int = 0
 
 
 class Survival:
@@ -63,21 +77,28 @@ class Survival:
         self.lost = 0
         self._training, self._averager, self._parts = training, training.averager, parts
         self._copies: list[Array] = []
+        self._own, self._known = _Progress(), _Progress()
         training.survival = self
 
     def hold(self, work: Callable[[], T]) -> T:
         """What ``work`` gives; done again by those that are left if a worker is lost in it.
 
+        A barrier follows, so that none goes on before all have done it.
+
         Raises:
             RankFailure: if the job cannot go on without those that are lost.
         """
         while True:
-            kept = self._keep()
-            begun = self._averager.comm.begun
+            kept, begun = self._keep(), self._averager.comm.begun
+            found: list[T] = []
             try:
-                return work()
+                found.append(work())
+                self._averager.comm.barrier()
             except RankFailure as failure:
-                self._go_on(failure, kept, begun)
+                if not self._recovery(failure, kept, begun, done=bool(found)):
+                    continue
+            self._own.held += 1
+            return found[0]
 
     def _keep(self) -> dict[str, Any]:
         """Copies of what a round may change."""
@@ -111,26 +132,57 @@ class Survival:
         found = [arena.flat for arena in arenas]
         return found if stage is None else [*found, *(arena.grad.flat for arena in arenas)]
 
-    def _go_on(self, failure: RankFailure, kept: dict[str, Any], begun: int) -> None:
-        """Puts back what was, and goes on with those that are left, however many times it takes."""
-        comm, shrunk = self._averager.comm, None
-        self._put_back(kept)
+    def _recovery(
+        self, failure: RankFailure, kept: dict[str, Any], begun: int, *, done: bool
+    ) -> bool:
+        """Goes on with those that are left, however many times it takes.
+
+        Returns:
+            Whether what failed was done by all: then somebody was past the barrier behind it, and
+            others, who had done it, too, learned of a lost worker there.
+        """
+        comm, own, known = self._averager.comm, self._own, self._known
+        shrunk, is_decided, regrouped = None, False, False
         while True:
             now = comm.shrink(silent=failure.ranks if isinstance(failure, RankSilent) else ())
             shrunk = now if shrunk is None else shrunk.then(now)
+            self.lost += len(now.lost)
             try:
-                if self._averager.begun:
-                    self._averager.regroup(self._training.optim.arenas, shrunk, begun)
-                if self._training.gradients is not None:
-                    self._training.gradients.regroup()
-                for part in self._parts:
-                    part.regroup()
-                break
+                self._ask(comm)
+                if not is_decided:
+                    # Whoever knows more is here, or is lost and can tell nobody any more.
+                    done, is_decided = done and known.held > own.held, True
+                    if not done:
+                        self._put_back(kept)
+                if regrouped and known.recoveries > own.recoveries:
+                    # All had ended this recovery; those lost now have changed nothing since.
+                    own.recoveries, shrunk, begun = known.recoveries, now, sys.maxsize
+                self._regroup(shrunk, begun)
+                regrouped = True
+                comm.barrier()
             except RankFailure as another:
                 failure = another
-        self.lost += len(shrunk.lost)
-        if comm.rank == 0:
-            self._tell(failure, shrunk)
+                continue
+            own.recoveries += 1
+            if comm.rank == 0:
+                self._tell(failure, shrunk)
+            return done
+
+    def _ask(self, comm: Communicator) -> None:
+        """Learns how far others have come, and what they know of it. Collective."""
+        own, known = self._own, self._known
+        mine = [max(own.held, known.held), max(own.recoveries, known.recoveries)]
+        held, recoveries = zip(*comm.collect(mine), strict=True)
+        known.held, known.recoveries = max(held), max(recoveries)
+
+    def _regroup(self, shrunk: Shrunk, begun: int) -> None:
+        """Shares out what the lost ones owned, and makes groups anew. Collective."""
+        if self._averager.begun:
+            self._averager.regroup(self._training.optim.arenas, shrunk, begun)
+        if self._training.gradients is not None:
+            self._training.gradients.regroup()
+        for part in self._parts:
+            part.regroup()
 
     def _tell(self, failure: RankFailure, shrunk: Shrunk) -> None:
         names = ", ".join(str(rank) for rank in shrunk.lost) or "nobody"

@@ -307,7 +307,11 @@ class PostLocalSGDOptimizer:
         if self.gradients is not None:
             trained = trained_by(self.optim)
             average = partial(self.gradients.average, skip=skip, trained=trained)
-            goes = self._held(lambda: average(self.optim.arenas, self._core("gradients")))
+            averager = self._core("gradients")
+            goes = self._held(
+                lambda: average(self.optim.arenas, averager),
+                due=self.gradients.group_due(averager) is not None,
+            )
         elif skip and isinstance(self.averager, ModelAverager):
             self.averager.take_back_samples()
         if goes:
@@ -317,11 +321,13 @@ class PostLocalSGDOptimizer:
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""
+        due = self.survival is not None and self._core("survival").is_due()
         if self._along:
             average = self._core("state and buffers").average_parameters
-            self._held(lambda: average(self.optim.arenas, self._along))
+            self._held(lambda: average(self.optim.arenas, self._along), due=due)
         else:
-            self._held(lambda: self.averager.average_parameters(params=self.optim.arenas))
+            count = self.averager.average_parameters
+            self._held(lambda: count(params=self.optim.arenas), due=due)
 
-    def _held(self, work: Callable[[], T]) -> T:
-        return work() if self.survival is None else self.survival.hold(work)
+    def _held(self, work: Callable[[], T], *, due: bool = True) -> T:
+        return work() if self.survival is None or not due else self.survival.hold(work)
