@@ -248,7 +248,7 @@ def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layou
     )
     code, output = run_job(tmp_path, body, ranks=2, layout=layout)
     assert code != 0
-    assert "RankFailure: waited 1" in output
+    assert "RankSilent: waited 1" in output
     where = "is stopped)" if layout == "2" else "does not answer: it computes, or is lost"
     assert re.search(f"for rank 1: rank 1.* was last .*{re.escape(where)}", output), output
 
