@@ -61,7 +61,7 @@ class Progress:
         length = int.from_bytes(page[_NOTE : _NOTE + 8], "little")
         try:
             note = Note(*json.loads(bytes(page[_NOTE + 8 : _NOTE + 8 + length])))
-        except ValueError:
+        except (ValueError, TypeError):
             # It shows none, or another one just now.
             return None
         return note if now - note.at < _NEW_S else None
