@@ -340,13 +340,14 @@ class Group:
         self._entrance.fail(RankFailure("this rank goes on without those that are lost", []))
         for rank in silent:
             self._board.kill(rank)
-        self._end_silent()
+        deadline_s = self._waiter.deadline_s
+        self._end_silent(deadline_s)
         self._background.drain()
         if not isinstance(self._transport, ShrinkingTransport):
             raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
         before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
         # Neighbours of other hosts may be waiting there for silent ones.
-        transport, numbers = self._transport.shrink(2 * self._setting.deadline_s + _MORE_S)
+        transport, numbers = self._transport.shrink(2 * deadline_s + _MORE_S)
         begun = {r: self._board.begun(r) for r in self._board.ranks if r not in numbers}
         self._earlier, self._shrinks = traffic, self._shrinks + 1
         self._number = header.digest(self._number, "shrunk", self._shrinks)
@@ -365,14 +366,11 @@ class Group:
 
         return Shrunk(before, tuple(numbers), memory_of, begun, shard_of)
 
-    def _end_silent(self) -> None:
+    def _end_silent(self, deadline_s: float) -> None:
         """Returns once the neighbours have given up, too; kills those that do not."""
-        waiter = Waiter(
-            self._setting.deadline_s,
-            lambda _: self._board.beat(),
-            lambda _: "they have not given up what they do",
-            self._setting.clock,
-        )
+        words = "they have not given up what they do"
+        neighbours = Strangers(self.rank, words, lambda _: self._board.beat())
+        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock)
         try:
             waiter.until(lambda: not self._board.going_on(), self._board.going_on)
         except RankFailure as error:

@@ -142,7 +142,8 @@ class MpiTransport:
         shrinking.start()
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
-            waiter = Waiter(deadline_s, lambda _: None, lambda _: "one of them does not come")
+            strangers = Strangers(self.rank, "one of them does not come", lambda _: None)
+            waiter = Waiter(Patience(deadline_s), strangers)
             waiter.until(lambda: not shrinking.is_alive(), lambda: others)
         except RankFailure as error:
             _Ending.cannot_go_on = True

@@ -57,6 +57,11 @@ class Waiter:
         self._patience, self._lookout, self._clock = patience, lookout, clock
         self._usual = Usual()
 
+    @property
+    def deadline_s(self) -> float:
+        """How long a wait that begins now may last."""
+        return self._patience.fail_after_s(self._usual.seconds(self._clock()))
+
     def until(self, done: Callable[[], bool], missing: Missing) -> None:
         """Returns once ``done()``; ``missing()`` are the ranks that keep it from being so."""
         if done():
