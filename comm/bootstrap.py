@@ -19,9 +19,7 @@ from .meeting import require_equal
 from .memory import CannotMap, Regions, why_not_shared
 from .reduction import ReducingTransport
 from .topology import HostsLike, Topology
-from .waiting import Clock, Mail, Waiter
-
-DEADLINE_S = 600.0
+from .waiting import Clock, Mail, OnLate, Patience, Strangers, Waiter
 
 
 def connect(
@@ -30,6 +28,7 @@ def connect(
     hosts: HostsLike | None = None,
     reduction: Reduction = "exact",
     deadline_s: float | None = None,
+    on_late: OnLate | None = None,
     clock: Clock = time.monotonic,
 ) -> Group:
     """The group of all ranks of a transport; collective.
@@ -37,22 +36,21 @@ def connect(
     Args:
         hosts: which ranks are to count as sharing a host; None finds out.
         reduction: ``"exact"``, or ``"native"`` for the MPI library's own.
-        deadline_s: how long a rank waits for others before it says who is missing and gives up;
-            None takes ``LOCALSGD_DEADLINE_S`` or ten minutes.
+        deadline_s, on_late: how long a rank waits for others, and what it does then; as in
+            ``world``.
         clock: seconds.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
-    if deadline_s is None:
-        deadline_s = usual_deadline_s()
-    waiter = Waiter(deadline_s, transport.check, lambda _: "no word yet", clock)
+    patience = Patience.of(deadline_s, on_late)
+    waiter = Waiter(patience, Strangers(transport.rank, "no word yet", transport.check), clock)
     mail = Mail(transport, waiter)
     answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
     require_equal([answer[2] for answer in answers], "reduction")
     topology = _settle(answers)
-    setting = Setting(deadline_s, reduction, Regions(transport.rank), clock)
+    setting = Setting(patience, reduction, Regions(transport.rank), clock)
     world = range(transport.size)
     try:
         return Group(transport, topology, world, 0, setting)
@@ -61,15 +59,6 @@ def connect(
             print(f"localsgd: every rank counts as a host of its own: {error}", file=sys.stderr)
         alone = Topology.of([[rank] for rank in world])
         return Group(transport, alone, world, 0, setting)
-
-
-def usual_deadline_s() -> float:
-    """``LOCALSGD_DEADLINE_S``, or ten minutes."""
-    text = os.environ.get("LOCALSGD_DEADLINE_S", "") or str(DEADLINE_S)
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"LOCALSGD_DEADLINE_S must be seconds, got {text!r}") from None
 
 
 def _asked(hosts: HostsLike | None, size: int) -> Json:

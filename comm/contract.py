@@ -229,6 +229,13 @@ class Communicator(Protocol):
     def traffic(self) -> Traffic:
         """What this rank has moved through this group so far; not collective."""
 
+    @property
+    def progress(self) -> memoryview:
+        """One integer, of the local steps that this rank has taken, for whoever counts them.
+
+        Others read it when they wait for this rank. To be stored in place; not collective.
+        """
+
     def allocate(self, count: int, dtype: DTypeLike) -> Array:
         """A zeroed buffer, shape ``(count,)``, that the ranks of a host map from each other.
 

@@ -11,7 +11,7 @@ import json
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -40,6 +40,8 @@ from .meeting import (
     Header,
     News,
     OwnErrors,
+    Progress,
+    Whereabouts,
     arguments,
     equality,
     header,
@@ -48,7 +50,17 @@ from .memory import CannotMap, Regions, share
 from .nonmember import NON_MEMBER
 from .reduction import Job, Reducer, Reductions, held, shard
 from .topology import Topology
-from .waiting import DIRECT, GATHERED, Background, Clock, Mail, Waiter, leave_at_exit
+from .waiting import (
+    DIRECT,
+    GATHERED,
+    Background,
+    Clock,
+    Mail,
+    Patience,
+    Strangers,
+    Waiter,
+    leave_at_exit,
+)
 
 _MORE_S = 5.0
 
@@ -58,15 +70,17 @@ class Setting:
     """What a group and the groups split from it have in common.
 
     Attributes:
-        deadline_s: how long a rank waits for others.
+        patience: how long a rank waits for others.
         regions: this rank's shared memory.
         clock: seconds.
+        progress: what a rank shows in all groups; None before there is one.
     """
 
-    deadline_s: float
+    patience: Patience
     reduction: Reduction
     regions: Regions
     clock: Clock
+    progress: Progress | None = None
 
 
 class Group:
@@ -102,18 +116,30 @@ class Group:
         ranks = topology.neighbours(self.rank)
         self._neighbours = tuple(world_ranks[rank] for rank in ranks)
         self._world_ranks = tuple(world_ranks)
-        joining = Waiter(setting.deadline_s, transport.check, lambda _: "not joined", setting.clock)
+        strangers = Strangers(self.rank, "not joined", transport.check)
+        joining = Waiter(setting.patience, strangers, setting.clock)
         pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
         self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
-        self._waiter = Waiter(
-            setting.deadline_s,
-            self._check,
-            lambda ranks: self._entrance.describe(ranks),
+        progress = setting.progress or Progress(
+            dict(zip(self._neighbours, pages.blocks, strict=True)), world_ranks[self.rank]
+        )
+        self._setting, self.progress = replace(setting, progress=progress), progress.steps
+        news = News(transport)
+        whereabouts = Whereabouts(
+            self._board,
+            news,
+            progress,
+            transport,
+            topology,
+            self._number,
+            world_ranks,
             setting.clock,
         )
+        self._waiter = Waiter(setting.patience, whereabouts, setting.clock)
+        self._whereabouts = whereabouts
         self._mail = Mail(transport, self._waiter)
         self._entrance = Entrance(
-            self._board, self._mail, News(transport), self._waiter, topology, self.rank
+            self._board, self._mail, news, whereabouts, self._waiter, topology, self.rank
         )
         self._reducer = Reducer(
             self._mail,
@@ -126,7 +152,9 @@ class Group:
             self._tell_of_private_memory,
         )
         self._one_host = len(topology.hosts) == 1
-        self._collective = Collective(self._background, self._entrance, setting.clock)
+        self._collective = Collective(
+            self._background, self._entrance, self._board.moments, setting.clock
+        )
         self._own_errors = OwnErrors(self._entrance)
         native = transport if setting.reduction == "native" else None
         self._reductions = Reductions(
@@ -312,13 +340,14 @@ class Group:
         self._entrance.fail(RankFailure("this rank goes on without those that are lost", []))
         for rank in silent:
             self._board.kill(rank)
-        self._end_silent()
+        deadline_s = self._waiter.deadline_s
+        self._end_silent(deadline_s)
         self._background.drain()
         if not isinstance(self._transport, ShrinkingTransport):
             raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
         before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
         # Neighbours of other hosts may be waiting there for silent ones.
-        transport, numbers = self._transport.shrink(2 * self._setting.deadline_s + _MORE_S)
+        transport, numbers = self._transport.shrink(2 * deadline_s + _MORE_S)
         begun = {r: self._board.begun(r) for r in self._board.ranks if r not in numbers}
         self._earlier, self._shrinks = traffic, self._shrinks + 1
         self._number = header.digest(self._number, "shrunk", self._shrinks)
@@ -337,14 +366,11 @@ class Group:
 
         return Shrunk(before, tuple(numbers), memory_of, begun, shard_of)
 
-    def _end_silent(self) -> None:
+    def _end_silent(self, deadline_s: float) -> None:
         """Returns once the neighbours have given up, too; kills those that do not."""
-        waiter = Waiter(
-            self._setting.deadline_s,
-            lambda _: self._board.beat(),
-            lambda _: "they have not given up what they do",
-            self._setting.clock,
-        )
+        words = "they have not given up what they do"
+        neighbours = Strangers(self.rank, words, lambda _: self._board.beat())
+        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock)
         try:
             waiter.until(lambda: not self._board.going_on(), self._board.going_on)
         except RankFailure as error:
@@ -365,7 +391,7 @@ class Group:
 
     def check(self) -> None:
         """Raises RankFailure if another rank has failed."""
-        self._check([rank for rank in range(self.size) if rank != self.rank])
+        self._whereabouts.check([rank for rank in range(self.size) if rank != self.rank])
 
     def fail(self, error: BaseException) -> None:
         """Tells the other ranks that this one ends of an error."""
@@ -373,7 +399,7 @@ class Group:
 
     def disown(self) -> None:
         """Makes this copy, in a process that was forked from the rank's, unusable."""
-        self._collective.closed = True
+        self._collective.closed, self.progress = True, NON_MEMBER.progress
         self._collective.forked_from = f"rank {self.rank} of {self.size}"
 
     def _tell_of_private_memory(self, reason: Exception) -> None:
@@ -381,8 +407,3 @@ class Group:
             self._told = True
             words = "memory is not shared, and averages of it take longer"
             print(f"localsgd: {words}: {reason}", file=sys.stderr)
-
-    def _check(self, missing: Sequence[int]) -> None:
-        self._board.beat()
-        self._entrance.check(missing)
-        self._transport.check(missing)

@@ -10,6 +10,8 @@ class NonMember:
 
     rank = -1
     size = 0
+    # Nobody reads it.
+    progress = memoryview(bytearray(8)).cast("q")
 
     def __repr__(self) -> str:
         return "NON_MEMBER"

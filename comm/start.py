@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from .contract import Reduction
+from .bootstrap import connect
+from .contract import Reduction, Transport
 from .group import Group
 from .topology import HostsLike
 from .transports import SoloTransport, current_group
-from .waiting import launcher, started_by_rank, take_rank
+from .waiting import OnLate, Patience, launcher, started_by_rank, take_rank
 
 _WORLDS: dict[tuple[object, ...], Group] = {}
 
@@ -18,6 +19,7 @@ def world(
     hosts: HostsLike | None = None,
     reduction: Reduction = "exact",
     deadline_s: float | None = None,
+    on_late: OnLate | None = None,
 ) -> Group:
     """All workers of this job: the same group at every call with the same arguments.
 
@@ -30,8 +32,12 @@ def world(
             (their ranks), or lists of such. None takes ``LOCALSGD_HOSTS``, or else finds out.
         reduction: ``"exact"``, the shifted mean in a fixed order; or ``"native"``, the MPI
             library's own, which agrees with it to rounding.
-        deadline_s: how long a rank waits for others before it says who is missing and gives up;
-            None takes ``LOCALSGD_DEADLINE_S`` or ten minutes.
+        deadline_s: how long a rank waits for others. None takes ``LOCALSGD_DEADLINE_S``, or else
+            ten minutes, or five times what is usual if that is more: the second longest of what
+            this rank has lately computed between two collectives and twice what it has waited.
+        on_late: what comes then. ``"fail"`` raises RankFailure, ``"wait"`` goes on. Before that,
+            and again and again, one rank of a host says who has not come and where each was last
+            seen. None takes ``LOCALSGD_ON_LATE`` or ``"fail"``.
 
     Raises:
         ValueError: if the arguments do not fit, or differ between ranks.
@@ -43,21 +49,22 @@ def world(
         return group
     if hosts is None and not started_by_rank():
         hosts = os.environ.get("LOCALSGD_HOSTS") or None
-    key = (str(hosts), reduction, deadline_s)
+    key = (str(hosts), reduction, deadline_s, on_late)
     if key not in _WORLDS or _WORLDS[key].closed:
-        _WORLDS[key] = _connect(hosts, reduction, deadline_s)
+        _WORLDS[key] = connect(
+            _transport(Patience.of(deadline_s, on_late)),
+            hosts=hosts,
+            reduction=reduction,
+            deadline_s=deadline_s,
+            on_late=on_late,
+        )
     return _WORLDS[key]
 
 
-def _connect(hosts: HostsLike | None, reduction: Reduction, deadline_s: float | None) -> Group:
-    from .bootstrap import connect, usual_deadline_s
-
+def _transport(patience: Patience) -> Transport:
     if launcher() != "MPI":
-        return connect(SoloTransport(), hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+        return SoloTransport()
     take_rank()
     from .transports.mpi import MpiTransport
 
-    if deadline_s is None:
-        deadline_s = usual_deadline_s()
-    transport = MpiTransport.world(deadline_s)
-    return connect(transport, hosts=hosts, reduction=reduction, deadline_s=deadline_s)
+    return MpiTransport.world(patience)

@@ -7,6 +7,8 @@ from .equality import require_equal
 from .guards import Collective, OwnErrors
 from .header import Header, Prepared
 from .news import News
+from .progress import Progress
+from .whereabouts import Whereabouts
 
 __all__ = [
     "PAGE_BYTES",
@@ -18,6 +20,8 @@ __all__ = [
     "News",
     "OwnErrors",
     "Prepared",
+    "Progress",
+    "Whereabouts",
     "arguments",
     "equality",
     "header",

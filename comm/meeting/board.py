@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,9 @@ from . import header
 
 SMALL_BYTES = 16_384
 PAGE_BYTES = 4096 + 2 * SMALL_BYTES
-_ARRIVED, _STATE, _BEAT, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 9, 128, 128, 512
+_ARRIVED, _STATE, _BEAT, _SLOTS, _SLOT_BYTES = 0, 8, 9, 128, 128
+# Times, in words of 8 bytes, and where the texts begin. The rest of 4096 is ``Progress``'s.
+_ENTERED, _LEFT_AT, _SAID_AT, _TEXT, _LABEL, _SAID, _END = 48, 49, 50, 512, 2304, 2816, 3072
 _TOO_LONG = bytes([255] * 8)
 _MOST_VIEWS = 64
 _FAILED, _LEFT = 1, 2
@@ -34,11 +36,33 @@ _FAILED, _LEFT = 1, 2
 _BEAT_NS = 2_000_000_000
 
 
+class Sighting(NamedTuple):
+    """What a rank of this host has last shown of itself.
+
+    Attributes:
+        packed: the header of the last collective of the group that it began.
+        label: what that is for; may be empty.
+        entered, left: when its last call on the group began and when one last ended; 0 for never.
+        process: its number.
+    """
+
+    packed: bytes
+    label: str
+    entered: float
+    left: float
+    process: int
+
+    def __str__(self) -> str:
+        return header.name(self.packed, self.label)
+
+
 class Board:
     """The pages of one host's ranks.
 
     Attributes:
         ranks: the group's numbers of the ranks on this host, rising.
+        moments: when this rank's last call on the group began, and when one last ended; to be
+            stored there, since a method would take longer than the rest of that.
     """
 
     def __init__(
@@ -51,6 +75,9 @@ class Board:
             [view[_slot(i) : _slot(i) + header.BYTES] for view in self._bytes] for i in (0, 1)
         ]
         self._words = [view.cast("q") for view in self._bytes]
+        self._times = [view.cast("d") for view in self._bytes]
+        self.moments = self._times[self._index][_ENTERED : _LEFT_AT + 1]
+        self._label = ""
         self._data = [
             [page[begin : begin + SMALL_BYTES] for page in pages]
             for begin in (4096, 4096 + SMALL_BYTES)
@@ -116,31 +143,46 @@ class Board:
         lengths = [int.from_bytes(message[:8], "little") for message in messages]
         return [m[8 : 8 + n].decode() for m, n in zip(messages, lengths, strict=True)]
 
-    def last_seen(self, rank: int) -> str:
-        """What a rank of this host was last about to do, in words."""
-        return header.describe(self._last_header(rank))
+    def show_label(self, label: str, digest: bytes) -> None:
+        """Shows what a collective is for, whose header has that digest of it."""
+        if label is not self._label:
+            self._label = label
+            page = self._bytes[self._index]
+            page[_LABEL : _LABEL + 8] = digest
+            self._put(_LABEL + 8, label, _SAID)
+
+    def sighting(self, rank: int) -> Sighting:
+        """Where a rank of this host was last seen."""
+        index = self.ranks.index(rank)
+        packed = self._last_header(index)
+        page, times = self._bytes[index], self._times[index]
+        is_of_this = bytes(page[_LABEL : _LABEL + 8]) == packed[header.DETAIL]
+        label = self._get(index, _LABEL + 8) if is_of_this else ""
+        return Sighting(
+            packed, label.partition(",")[0], times[_ENTERED], times[_LEFT_AT], self._pids[index]
+        )
 
     def begun(self, rank: int) -> int:
         """How many collectives a rank of this host has begun."""
-        return header.sequence_of(self._last_header(rank))
+        return header.sequence_of(self._last_header(self.ranks.index(rank)))
 
-    def _last_header(self, rank: int) -> bytes:
+    def say(self, ranks: str, now: float) -> None:
+        """Shows for which ranks this one has said that they are late."""
+        self._put(_SAID, ranks, _END)
+        self._times[self._index][_SAID_AT] = now
+
+    def said(self, rank: int) -> tuple[str, float]:
+        """What a rank of this host has last shown by ``say``, and when."""
         index = self.ranks.index(rank)
-        slots = [bytes(shown[index]) for shown in self._shown]
-        return max(slots, key=header.sequence_of)
+        return self._get(index, _SAID), self._times[index][_SAID_AT]
 
     def write(self, text: str) -> None:
         """Leaves a message on this rank's page."""
-        data = text.encode()[: 4096 - _TEXT - 8]
-        page = self._bytes[self._index]
-        page[_TEXT + 8 : _TEXT + 8 + len(data)] = data
-        self._words[self._index][_TEXT // 8] = len(data)
+        self._put(_TEXT, text, _LABEL)
 
     def read(self, rank: int) -> str:
         """The message on a rank's page."""
-        index = self.ranks.index(rank)
-        length = self._words[index][_TEXT // 8]
-        return bytes(self._bytes[index][_TEXT + 8 : _TEXT + 8 + length]).decode(errors="replace")
+        return self._get(self.ranks.index(rank), _TEXT)
 
     def fail(self, reason: str) -> None:
         """Tells the neighbours that this rank will not come any more."""
@@ -194,9 +236,22 @@ class Board:
             if not _is_alive(self._pids[index]):
                 raise RankFailure(
                     f"rank {rank} (process {self._pids[index]}) has died; it was last seen in "
-                    f"{self.last_seen(rank)}",
+                    f"{self.sighting(rank)}",
                     [rank],
                 )
+
+    def _last_header(self, index: int) -> bytes:
+        slots = [bytes(shown[index]) for shown in self._shown]
+        return max(slots, key=header.sequence_of)
+
+    def _put(self, begin: int, text: str, end: int) -> None:
+        data = text.encode()[: end - begin - 8]
+        self._bytes[self._index][begin + 8 : begin + 8 + len(data)] = data
+        self._words[self._index][begin // 8] = len(data)
+
+    def _get(self, index: int, begin: int) -> str:
+        length = self._words[index][begin // 8]
+        return bytes(self._bytes[index][begin + 8 : begin + 8 + length]).decode(errors="replace")
 
 
 def _slot(index: int) -> int:

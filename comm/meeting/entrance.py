@@ -18,6 +18,7 @@ from .board import Board
 from .exchange import Exchange
 from .header import Header, Prepared
 from .news import News
+from .whereabouts import Whereabouts
 
 
 class Entrance:
@@ -33,12 +34,14 @@ class Entrance:
         board: Board,
         mail: Mail,
         news: News,
+        whereabouts: Whereabouts,
         waiter: Waiter,
         topology: Topology,
         rank: int,
     ) -> None:
         self.sequence, self.failed, self._left = 0, "", False
         self._board, self._mail, self._news, self._waiter = board, mail, news, waiter
+        self._whereabouts = whereabouts
         self._rank, self._size, self._hosts = rank, topology.size, topology.hosts
         self._elsewhere = [r for r in topology.host_of if r not in topology.neighbours(rank)]
         self._exchange = Exchange(mail, topology, rank)
@@ -66,10 +69,12 @@ class Entrance:
             MismatchError: on every rank, if they are not.
         """
         packed = call.pack(self.sequence + 1)
+        if call.detail:
+            self._board.show_label(call.detail, packed[header.DETAIL])
         table = self._meet(packed)
         if self._elsewhere:
             offers = offer is not None and header.all_same(header.rows(table))
-            tables = self._exchange.trade(table, offer() if offer and offers else None)
+            tables = self._trade(table, offer() if offer and offers else None)
         else:
             tables = [table]
         # Mostly all headers are this rank's own to the last bit.
@@ -84,7 +89,7 @@ class Entrance:
         """Takes part in the comparison in place of a call that could not be made here."""
         self._board.write(f"{type(error).__name__}: {error}")
         table = self._meet(Header(header.INVALID).pack(self.sequence + 1))
-        tables = self._exchange.trade(table, None) if self._elsewhere else [table]
+        tables = self._trade(table, None) if self._elsewhere else [table]
         self._explain(self._by_rank(tables))
 
     def host_barrier(self) -> None:
@@ -111,27 +116,18 @@ class Entrance:
             self._board.leave()
             self._news.tell_left(self.sequence, self._exchange.readers)
 
-    def check(self, missing: Sequence[int]) -> None:
-        """Raises RankFailure if a rank that is waited for is known to come no more."""
-        self._board.check(missing)
-        self._news.check(missing, self.sequence)
-
-    def describe(self, ranks: Sequence[int]) -> str:
-        """Where some ranks were last seen."""
-        words = [
-            f"rank {rank} was last seen in {self._board.last_seen(rank)}"
-            if rank in self._board.ranks
-            else f"rank {rank} is on another host and has sent nothing"
-            for rank in ranks
-        ]
-        return f"{'; '.join(words)}; this rank is in collective {self.sequence}"
-
     def _meet(self, packed: bytes) -> bytes:
         """The headers of this host's ranks, once all have shown theirs."""
         self.sequence += 1
         self._board.show(packed, self.sequence)
         self.host_barrier()
         return self._board.headers(self.sequence)
+
+    def _trade(self, table: bytes, offer: Array | None) -> list[bytes]:
+        """For every host the headers of its ranks, once all hosts have come."""
+        tables = self._exchange.trade(table, offer)
+        self._whereabouts.traded = self.sequence
+        return tables
 
     def _by_rank(self, tables: Sequence[bytes]) -> list[bytes]:
         """The headers of all ranks of the group, in rank order, from those of every host."""

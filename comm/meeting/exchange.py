@@ -54,8 +54,13 @@ class Exchange:
             self.offers[self._home] = message[end:]
         outgoing = [mail.send_part(message, dest, end) for dest in self.readers]
         tables = [table] * len(self.offers)
+
+        def missing() -> list[int]:
+            pairs = zip(self._sources, arrivals, strict=True)
+            return [source.rank for source, arrival in pairs if not arrival.done()]
+
         for source, arrival in zip(self._sources, arrivals, strict=True):
-            nbytes = mail.wait_up_to(arrival, source.rank, source.table_bytes)
+            nbytes = mail.wait_up_to(arrival, missing, source.table_bytes)
             tables[source.host] = bytes(source.into.data[: source.table_bytes])
             self.offers[source.host] = source.into[source.table_bytes : nbytes]
         for sent, dest in zip(outgoing, self.readers, strict=True):

@@ -19,10 +19,13 @@ class Collective:
         forked_from: the rank from which this process was forked, if it was, after the group.
     """
 
-    def __init__(self, background: Background, entrance: Entrance, clock: Clock) -> None:
+    def __init__(
+        self, background: Background, entrance: Entrance, moments: memoryview[float], clock: Clock
+    ) -> None:
+        """``moments``: where to store when a verb begins and when it ends."""
         self.calls, self.seconds, self.closed, self.forked_from = 0, 0.0, False, ""
         self._background, self._entrance, self._clock = background, entrance, clock
-        self._begin = 0.0
+        self._begin, self._moments = 0.0, moments
 
     def __enter__(self) -> None:
         if self.closed:
@@ -30,7 +33,7 @@ class Collective:
         self._background.drain()
         if self._entrance.failed:
             self._entrance.require_part()
-        self._begin = self._clock()
+        self._moments[0] = self._begin = self._clock()
 
     def require_open(self) -> None:
         if self.forked_from:
@@ -43,7 +46,8 @@ class Collective:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.calls += 1
-        self.seconds += self._clock() - self._begin
+        self._moments[1] = end = self._clock()
+        self.seconds += end - self._begin
         if error is None:
             return
         if isinstance(error, RankFailure) or not isinstance(error, Exception):

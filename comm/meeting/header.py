@@ -35,6 +35,8 @@ _OP_NUMBERS: dict[str, int] = {"": -1, **{op: number for number, op in enumerate
 _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 _FORMAT = struct.Struct("<10q2d")
 BYTES = _FORMAT.size
+# Where the digest of the detail is.
+DETAIL = slice(64, 72)
 _UNWEIGHTED = -1.0
 _NO_WEIGHT = struct.pack("<d", _UNWEIGHTED)
 
@@ -164,6 +166,13 @@ def describe(packed: bytes, detail: str = "") -> str:
     if detail:
         words.append(f"for {detail}")
     return f"{' '.join(words)} (collective {sequence})"
+
+
+def name(packed: bytes, label: str = "") -> str:
+    """The collective of a packed header in few words, with what it is for."""
+    verb, sequence = _FORMAT.unpack(packed)[:2]
+    words = f'{VERBS[verb]} "{label}"' if label else VERBS[verb]
+    return f"{words} (collective {sequence})"
 
 
 def raise_mismatch(headers: Sequence[bytes], details: Sequence[str]) -> NoReturn:

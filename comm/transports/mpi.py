@@ -23,7 +23,15 @@ import numpy as np
 
 from ..contract import RECORD_BYTES, Array, Arrival, Op, Pending
 from ..errors import MismatchError, RankFailure, require_length
-from ..waiting import Mail, Waiter, check_all, fail_all, leave_all
+from ..waiting import (
+    Mail,
+    Patience,
+    Strangers,
+    Waiter,
+    check_all,
+    fail_all,
+    leave_all,
+)
 from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
@@ -107,10 +115,11 @@ class MpiTransport:
         self._first_tag = number % different * _TAGS_PER_GROUP
 
     @classmethod
-    def world(cls, deadline_s: float) -> MpiTransport:
+    def world(cls, patience: Patience) -> MpiTransport:
         """All processes of the job, in a communicator that nobody else uses."""
         _end_the_job_on_errors()
-        waiter = Waiter(deadline_s, lambda _: None, lambda _: "no word yet")
+        strangers = Strangers(MPI.COMM_WORLD.Get_rank(), "no word yet", lambda _: None)
+        waiter = Waiter(patience, strangers)
         if not _ALL:
             comm, request = MPI.COMM_WORLD.Idup()
             others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
@@ -133,7 +142,8 @@ class MpiTransport:
         shrinking.start()
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
-            waiter = Waiter(deadline_s, lambda _: None, lambda _: "one of them does not come")
+            strangers = Strangers(self.rank, "one of them does not come", lambda _: None)
+            waiter = Waiter(Patience(deadline_s), strangers)
             waiter.until(lambda: not shrinking.is_alive(), lambda: others)
         except RankFailure as error:
             _Ending.cannot_go_on = True
@@ -395,8 +405,9 @@ def _report_and_abort(
     print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
     let_be_read(sys.stdout)
     let_be_read(sys.stderr)
+    # Whoever finds that this rank is gone before the job has ended knows why.
+    fail_all(error)
     if FAULT_TOLERANT and not _Ending.cannot_go_on:
-        fail_all(error)
         _vanish()
     else:
         MPI.COMM_WORLD.Abort(1)

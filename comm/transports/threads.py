@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from ..bootstrap import connect
 from ..contract import Array, Arrival, Pending
-from ..errors import RankFailure, require_length
+from ..errors import RankFailure, name_ranks, require_length
 from ..group import Group
 from ..topology import HostsLike
+from ..waiting import OnLate
 
 Result = TypeVar("Result")
 _Key = tuple[tuple[int, ...], int, int, int]
@@ -31,13 +32,15 @@ def run_threads(
     *args: object,
     hosts: HostsLike | None = None,
     deadline_s: float | None = None,
+    on_late: OnLate | None = None,
     fault_tolerant: bool = False,
 ) -> list[Result]:
     """Runs ``work(comm, *args)`` on ``size`` workers and returns what each returned, by rank.
 
     Args:
         hosts: which workers count as sharing a host, as in ``world``; None puts all on one.
-        deadline_s: how long a worker waits for others before it gives up.
+        deadline_s, on_late: how long a worker waits for others, and what it does then; as in
+            ``world``.
         fault_tolerant: whether a worker that raises is lost to the others, who may ``shrink``, and
             does not end them. What it raised is forgotten.
 
@@ -56,7 +59,8 @@ def run_threads(
     def body(rank: int) -> None:
         try:
             layout = hosts if hosts is not None else str(size)
-            comm = connect(ThreadTransport(office, rank), hosts=layout, deadline_s=deadline_s)
+            transport = ThreadTransport(office, rank)
+            comm = connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late)
             _CURRENT.group = comm
             results[rank] = work(comm, *args)
             comm.close()
@@ -75,7 +79,7 @@ def run_threads(
         for thread in threads:
             thread.join()
     except BaseException as error:
-        office.abort(error)
+        office.end(None, error)
         raise
     if office.first_error is not None:
         raise office.first_error
@@ -138,18 +142,16 @@ class _Office:
         self.lock = threading.Lock()
         self.ended: dict[int, BaseException | None] = {}
         self.first_error: BaseException | None = None
+        self.first_failed: int | None = None
 
-    def abort(self, error: BaseException) -> None:
-        """Ends everybody's waiting."""
+    def end(self, rank: int | None, error: BaseException | None) -> None:
+        """A worker, or with None the program, has ended; an error may end everybody's waiting."""
         with self.lock:
-            if self.first_error is None:
-                self.first_error = error
-
-    def end(self, rank: int, error: BaseException | None) -> None:
-        if error is not None and not self.fault_tolerant:
-            self.abort(error)
-        with self.lock:
-            self.ended[rank] = error
+            if rank is not None:
+                self.ended[rank] = error
+            goes_on = self.fault_tolerant and rank is not None
+            if error is not None and self.first_error is None and not goes_on:
+                self.first_failed, self.first_error = rank, error
 
 
 class ThreadTransport:
@@ -202,16 +204,23 @@ class ThreadTransport:
             return self._office.news.pop((self._name, self.rank), ())
 
     def check(self, missing: Sequence[int]) -> None:
-        ended, first = self._office.ended, self._office.first_error
+        first, failed = self._office.first_error, self._office.first_failed
         if first is not None:
-            raise RankFailure(f"a worker raised {type(first).__name__}: {first}", missing)
+            who, ranks = "the program", list(missing)
+            if failed in self._members:
+                ranks = [self._members.index(failed)]
+                who = name_ranks(ranks)
+            elif failed is not None:
+                who = f"rank {failed} of all workers"
+            raise RankFailure(f"{who} failed: {type(first).__name__}: {first}", ranks)
+        ended = self._office.ended
         gone = [rank for rank in missing if self._members[rank] in ended]
         for rank in gone:
             error = ended[self._members[rank]]
             if error is not None:
-                raise RankFailure(f"rank {rank} raised {type(error).__name__}: {error}", [rank])
+                raise RankFailure(f"rank {rank} failed: {type(error).__name__}: {error}", [rank])
         if gone:
-            raise RankFailure(f"ranks {gone} have returned and can never come", gone)
+            raise RankFailure(f"{name_ranks(gone)} returned and can never come", gone)
 
     def shrink(self, deadline_s: float) -> tuple[ThreadTransport, Sequence[int]]:
         office, me = self._office, self._members[self.rank]

@@ -1,6 +1,7 @@
 """What the end of this process means to the other ranks: its groups are left.
 
-A forked copy of the process is no rank: its groups are not its own, and its end is that of nobody.
+If an error that nobody has caught ends it, the others are told of that. A forked copy of the
+process is no rank: its groups are not its own, and its end is that of nobody.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def leave_at_exit(group: Leaving) -> None:
 
 @atexit.register
 def leave_all() -> None:
-    """Leaves every group that is open."""
+    """Leaves every group that is open, because of an error if one ends this process."""
+    # At a prompt an error ends nothing.
+    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    if error is not None:
+        fail_all(error)
     for group in _OPEN:
         group.leave()
 

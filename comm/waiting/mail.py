@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..contract import Array, Arrival, Json, Pending, Transport, as_bytes
-from .waiter import Waiter
+from .waiter import Missing, Waiter
 
 CONTROL, MEAN, RESULT, DIRECT, GATHERED = range(5)
 _PIECE_BYTES = 1 << 30
@@ -56,9 +56,9 @@ class Mail:
         """Starts receiving what ``send_part`` sends, of as many bytes as ``into`` or fewer."""
         return self._transport.receive_up_to(into, source, CONTROL)
 
-    def wait_up_to(self, arrival: Arrival, source: int, control: int) -> int:
+    def wait_up_to(self, arrival: Arrival, missing: Missing, control: int) -> int:
         """The length in bytes of what has come; ``control`` of them are none of the payload."""
-        self._waiter.until(arrival.done, lambda: [source])
+        self._waiter.until(arrival.done, missing)
         self.received += arrival.nbytes - control
         return arrival.nbytes
 

@@ -134,7 +134,7 @@ class ModelAverager(Weighing):
         held = False
         if group is not None:
             held = self._round(arenas, group, along, "round", self.step + 1)
-        self.step += 1
+        self.comm.progress[0] = self.step = self.step + 1
         self._ledger.of_step = None
         return held
 

@@ -77,7 +77,8 @@ class ProportionalAverager(ModelAverager):
         arenas = as_arenas(params)
         taken = self._taken + 1
         if taken < self.share and (self.step + 1) % self.period:
-            self.step, self._taken = self.step + 1, taken
+            self.comm.progress[0] = self.step = self.step + 1
+            self._taken = taken
             self._ledger.of_step = None
             return False
         elapsed_s = self._clock() - self._since

@@ -153,7 +153,7 @@ class StreamingAverager(ModelAverager):
             self._leave(index, arenas, along, "round", step, behind=delay > 0)
             if not delay:
                 self._arrive(self._streams[index], arenas, self.mixing)
-        self.step = step
+        self.comm.progress[0] = self.step = step
         self._ledger.of_step = None
         return self.streaming.due(step)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 LIMIT_S = 60
+ROOT = Path(__file__).resolve().parents[2]
+MPICH = Path(os.environ.get("LOCALSGD_MPICH_PYTHON", ROOT / ".venv-mpich/bin/python"))
 
 
 def run_job(tmp_path: Path, body: str, *, ranks: int = 3, layout: str = "3") -> tuple[int, str]:
@@ -45,6 +49,39 @@ def test_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, layout: 
     assert "rank 1 raised:" in output
     assert "KeyError: 'no such batch'" in output
     assert "went on" not in output
+
+
+@pytest.mark.parametrize("library", ["openmpi", "mpich"])
+def test_rank_that_raises_under_a_plain_mpirun_ends_the_job_with_its_message(
+    tmp_path: Path, library: str
+) -> None:
+    """Rank 0 comes to no collective any more: it computes while rank 1 raises."""
+    python = Path(sys.executable) if library == "openmpi" else MPICH
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import threading\n"
+        "import localsgd\n"
+        "comm = localsgd.world()\n"
+        "comm.barrier()\n"
+        "if comm.rank == 0:\n"
+        "    threading.Event().wait()\n"
+        "if comm.rank == 1:\n"
+        "    raise KeyError('no such batch')\n"
+        "comm.barrier()\n"
+    )
+    placing = ["--oversubscribe", "--bind-to", "none"] if library == "openmpi" else []
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    ended = subprocess.run(
+        [str(python.with_name("mpirun")), *placing, "-n", "3", str(python), str(script)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={**os.environ, **allowed},
+    )
+    assert ended.returncode != 0
+    assert "rank 1 raised:" in ended.stderr
+    assert "KeyError: 'no such batch'" in ended.stderr
 
 
 @pytest.mark.parametrize("layout", ["3", "2+1"])
@@ -204,14 +241,16 @@ def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layou
     """Rank 1 stops itself; nothing wakes it, and the job ends all the same."""
     body = (
         "other = localsgd.world(deadline_s=1)\n"
+        "other.barrier()\n"
         "if comm.rank == 1:\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
         "other.barrier()"
     )
     code, output = run_job(tmp_path, body, ranks=2, layout=layout)
     assert code != 0
-    assert "RankFailure: waited 1" in output
-    assert "rank 1" in output
+    assert "RankSilent: waited 1" in output
+    where = "is stopped)" if layout == "2" else "does not answer: it computes, or is lost"
+    assert re.search(f"for rank 1: rank 1.* was last .*{re.escape(where)}", output), output
 
 
 @pytest.mark.parametrize("earlier", ["", "localsgd.world(deadline_s=20)\n"], ids=["first", "again"])

@@ -18,9 +18,9 @@ def are_equal(comm: Communicator, params: list[Arena]) -> bool:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
-    """In place; equal after rounds, if it says so, and after a flush; the step is counted; a resume
+    """In place; equal after rounds, if it says so, and after a flush; steps are counted and shown.
 
-    at any step goes on with the same bits, in averagers that have begun and in others.
+    A resume at any step goes on with the same bits, in averagers that have begun and in others.
     """
     kind = KINDS[name]
 
@@ -31,7 +31,7 @@ def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
         saved = []
         for step in range(1, 8):
             (held,) = train(kind, averager, whole, range(step, step + 1))
-            assert averager.step == step
+            assert averager.step == step == comm.progress[0]
             if held and kind.equal:
                 assert are_equal(comm, whole)
             saved.append((averager.state_dict(), [arena.flat.copy() for arena in whole]))

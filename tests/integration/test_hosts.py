@@ -70,3 +70,26 @@ def test_every_host_sends_the_closed_form(seen: Seen) -> None:
 def test_a_job_ends_without_a_word(seen: Seen) -> None:
     """What ranks announce as they leave is taken: UCX would warn of each that is not."""
     assert seen.output == ""
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, library: str) -> None:
+    """Between two collectives, while the others, on both hosts, wait or compute."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import threading\n"
+        "from localsgd import world\n"
+        "comm = world()\n"
+        "comm.barrier()\n"
+        "if comm.rank == 0:\n"
+        "    threading.Event().wait()\n"
+        "if comm.rank == 1:\n"
+        "    raise KeyError('no such batch')\n"
+        "comm.barrier()\n"
+    )
+    python = interpreter(library)
+    with hosts_up([2, 2]) as hosts:
+        job = hosts.run([python, str(script)], timeout_s=LIMIT_S)
+    assert job.returncode != 0
+    assert "rank 1 raised:" in job.stderr
+    assert "KeyError: 'no such batch'" in job.stderr

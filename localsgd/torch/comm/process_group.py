@@ -58,7 +58,8 @@ class GlooTransport:
         self._group, self._ranks, self._numbers = process_group, tuple(ranks), numbers
         self.rank, self.size = self._ranks.index(process_group.rank()), len(self._ranks)
         self._first_tag = _FIRST_TAG + _TAGS_PER_GROUP * number
-        self._record: tuple[Array, _Work] | None = None
+        # Before there is any news: gloo loses what comes from a peer that is gone by then.
+        self._record = self._next_record() if self.size > 1 else None
 
     @classmethod
     def over(cls, process_group: dist.ProcessGroup) -> GlooTransport:
@@ -101,13 +102,13 @@ class GlooTransport:
 
     def news(self) -> Sequence[bytes]:
         found: list[bytes] = []
-        while self._record is None or self._record[0].any():
-            if self._record is not None:
-                record, work = self._record
-                work.wait()
-                found.append(record.tobytes())
-            record = np.zeros(RECORD_BYTES, np.uint8)
-            self._record = record, self._receive(record, None, _NEWS)
+        if self._record is None and self.size > 1:
+            self._record = self._next_record()
+        while self._record is not None and self._record[0].any():
+            record, work = self._record
+            work.wait()
+            found.append(record.tobytes())
+            self._record = self._next_record()
         return found
 
     def check(self, missing: Sequence[int]) -> None:
@@ -118,6 +119,13 @@ class GlooTransport:
 
     def close(self) -> None:
         """Keeps the process group, which is the program's."""
+
+    def _next_record(self) -> tuple[Array, _Work] | None:
+        """Begins to receive news; None when a peer is gone: gloo then refuses it from any."""
+        record = np.zeros(RECORD_BYTES, np.uint8)
+        with suppress(RankFailure):
+            return record, self._receive(record, None, _NEWS)
+        return None
 
     def _agree_on_number(self) -> int:
         """A number that none of these ranks has used: the largest of what each would take."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import sys
 import threading
 from pathlib import Path
 
@@ -29,6 +31,26 @@ def test_worker_that_raises_ends_the_others_and_its_error_is_raised(hosts: str) 
 
     with pytest.raises(KeyError, match="no such batch"):
         run_threads(3, body, hosts=hosts, deadline_s=60)
+
+
+def test_the_others_are_told_which_worker_raised_what() -> None:
+    """Its number is that of the group which waits."""
+    said: dict[int, str] = {}
+
+    def body(comm: Communicator) -> None:
+        part = comm.split(None if comm.rank == 0 else 0)
+        if comm.rank == 1:
+            raise KeyError("no such batch")
+        with pytest.raises(RankFailure) as caught:
+            (comm if comm.rank == 0 else part).barrier()
+        said[comm.rank] = f"{caught.value.ranks} {caught.value}"
+
+    with pytest.raises(KeyError, match="no such batch"):
+        run_threads(3, body, deadline_s=60)
+    assert said == {
+        0: "(1,) rank 1 failed: KeyError: 'no such batch'",
+        2: "(0,) rank 0 failed: KeyError: 'no such batch'",
+    }
 
 
 @pytest.mark.parametrize("hosts", ["3", "2+1"])
@@ -60,29 +82,69 @@ def test_worker_that_has_returned_is_not_waited_for(hosts: str) -> None:
             return
         comm.barrier()
 
-    with pytest.raises(RankFailure, match=r"closed the group|have returned") as caught:
+    with pytest.raises(RankFailure, match=r"closed the group|rank 2 returned") as caught:
         run_threads(3, body, hosts=hosts, deadline_s=60)
     assert 2 in caught.value.ranks
 
 
 def test_deadline_names_who_is_missing_and_where_it_was_last_seen() -> None:
-    """Rank 1 stays away until rank 0 has given up on it."""
-    given_up = threading.Event()
+    """Rank 1 stays away until all have given up on it; its neighbour tells the other host."""
+    given_up = threading.Barrier(4)
 
     def body(comm: Communicator) -> str:
         comm.collect(comm.rank)
-        if comm.rank == 1:
-            given_up.wait(60)
-            return ""
-        with pytest.raises(RankFailure) as caught:
-            comm.barrier()
-        given_up.set()
-        assert caught.value.ranks == (1,)
-        return str(caught.value)
+        said = ""
+        if comm.rank != 1:
+            with pytest.raises(RankFailure) as caught:
+                comm.barrier()
+            said = str(caught.value)
+        given_up.wait(60)
+        return said
 
-    message = run_threads(2, body, deadline_s=2)[0]
-    assert "for rank 1: rank 1 was last seen in collect (collective 1)" in message
-    assert "this rank is in collective 2" in message
+    said = run_threads(4, body, hosts="2+2", deadline_s=2)
+    pattern = (
+        r"in barrier \(collective 2\) for rank 1: rank 1 was last seen \d s ago, as it ended "
+        r"collect \(collective 1\), and computes"
+    )
+    assert [bool(re.search(pattern, words)) for words in said] == [True, False, True, True]
+
+
+class Told:
+    """Standard error that knows how often ranks have said that they wait."""
+
+    def __init__(self, times: int) -> None:
+        self.text, self.often_enough, self._times = "", threading.Event(), times
+
+    def write(self, text: str) -> None:
+        self.text += text
+        if self.text.count("has waited") >= self._times:
+            self.often_enough.set()
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1"])
+def test_who_is_to_wait_for_late_ranks_does_and_one_of_them_says_so(
+    monkeypatch: pytest.MonkeyPatch, hosts: str
+) -> None:
+    """The deadline passes twice before rank 1 comes; rank 0, its neighbour, speaks alone."""
+    told = Told(3)
+    monkeypatch.setattr(sys, "stderr", told)
+
+    def body(comm: Communicator) -> int:
+        comm.barrier()
+        if comm.rank == 1:
+            told.often_enough.wait(60)
+        comm.barrier()
+        return comm.rank
+
+    assert run_threads(3, body, hosts=hosts, deadline_s=0.5, on_late="wait") == [0, 1, 2]
+    lines = told.text.splitlines()
+    starts = {line.partition(" has waited")[0] for line in lines if "has waited" in line}
+    assert starts == {"localsgd: rank 0"}, told.text
+    assert lines[1].startswith("  rank 1 was last seen")
+    assert lines[-1].startswith("localsgd: rank 0 goes on after")
 
 
 @pytest.mark.parametrize("hosts", ["2", "1+1", "2+1"])
@@ -131,6 +193,15 @@ def test_a_rank_that_has_given_up_takes_part_no_more(hosts: str) -> None:
         return float(buffer[0])
 
     assert run_threads(2, body, hosts=hosts, deadline_s=2)[0] == 0.0
+
+
+def test_the_steps_of_a_rank_are_the_same_in_all_its_groups() -> None:
+    def body(comm: Communicator) -> int:
+        part = comm.split(comm.rank % 2)
+        part.progress[0] = 7 + comm.rank
+        return comm.progress[0]
+
+    assert run_threads(3, body, hosts="2+1") == [7, 8, 9]
 
 
 def test_work_in_the_background_that_waits_for_later_work_is_told() -> None:

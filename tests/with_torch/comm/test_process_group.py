@@ -190,10 +190,23 @@ def test_a_rank_that_never_comes_is_named_when_the_deadline_has_passed() -> None
         return said
 
     said = run_ranks(2, body)[1]
-    assert "(deadline 1 s) for rank 0: rank 0 is on another host" in said
+    assert "(deadline 1 s) in barrier (collective 1) for rank 0: rank 0, on another host" in said
 
 
-def test_a_rank_that_is_killed_is_named_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hosts", "end", "said"),
+    [
+        (
+            "1+1",
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "no message could be exchanged with rank 1",
+        ),
+        ("1+1", "raise KeyError('no such batch')", "rank 1 failed: KeyError: 'no such batch'"),
+        ("2", "raise KeyError('no such batch')", "rank 1 failed: KeyError: 'no such batch'"),
+    ],
+)
+def test_a_rank_that_ends_is_named_at_once(tmp_path: Path, hosts: str, end: str, said: str) -> None:
+    """Killed, or by an error of its own between two collectives, which is told."""
     script = tmp_path / "job.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -204,7 +217,7 @@ def test_a_rank_that_is_killed_is_named_at_once(tmp_path: Path) -> None:
         "comm = localsgd.torch.world()\n"
         "comm.barrier()\n"
         "if comm.rank == 1:\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    {end}\n"
         "try:\n"
         "    comm.barrier()\n"
         "except localsgd.RankFailure as error:\n"
@@ -213,11 +226,11 @@ def test_a_rank_that_is_killed_is_named_at_once(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank)],
-            env={**os.environ, "LOCALSGD_HOSTS": "1+1"},
+            env={**os.environ, "LOCALSGD_HOSTS": hosts},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert said[0].startswith("ranks (1,): no message could be exchanged with rank 1")
+    heard = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert heard[0].startswith(f"ranks (1,): {said}")
