@@ -26,7 +26,7 @@ from . import header
 
 SMALL_BYTES = 16_384
 PAGE_BYTES = 4096 + 2 * SMALL_BYTES
-_ARRIVED, _STATE, _BEAT, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 9, 128, 128, 512
+_ARRIVED, _STATE, _BEAT, _FOUND, _SLOTS, _SLOT_BYTES, _TEXT = 0, 8, 9, 48, 128, 128, 512
 _TOO_LONG = bytes([255] * 8)
 _MOST_VIEWS = 64
 _FAILED, _LEFT = 1, 2
@@ -115,6 +115,14 @@ class Board:
             return None
         lengths = [int.from_bytes(message[:8], "little") for message in messages]
         return [m[8 : 8 + n].decode() for m, n in zip(messages, lengths, strict=True)]
+
+    def show_found(self, found: bool) -> None:
+        """Shows whether this rank has found something, before a barrier."""
+        self._words[self._index][_FOUND] = found
+
+    def any_found(self) -> bool:
+        """Whether a rank of this host has; until this one enters the next collective."""
+        return any(words[_FOUND] for words in self._words)
 
     def last_seen(self, rank: int) -> str:
         """What a rank of this host was last about to do, in words."""
