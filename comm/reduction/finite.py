@@ -11,22 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..contract import Array
-from ..dtypes import FLOATS
+from ..dtypes import all_finite
 from ..errors import NotFiniteError
 from .arithmetic import blend
-
-# The bits of the exponent in half precisions, which numpy adds up slowly: all of them are set in
-# NaN and infinity alone.
-_EXPONENTS = {FLOATS[0]: 0x7C00, FLOATS[1]: 0x7F80}
-
-
-def all_finite(values: Array) -> bool:
-    """Whether every number of a block, shape ``(n,)``, is finite."""
-    exponent = _EXPONENTS.get(values.dtype)
-    if exponent is not None:
-        return not values.size or int((values.view(np.uint16) & exponent).max()) < exponent
-    # The sum of finite numbers may overflow; any other that is finite says that all are.
-    return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
 def finite_runs(values: Array) -> Iterator[slice]:
@@ -54,12 +41,6 @@ def write_finite(result: Array, owns: Sequence[Array], mix: float) -> bool:
         else:
             own[places] = result[places]
     return is_finite
-
-
-def not_finite(values: Array) -> tuple[int, int]:
-    """How many numbers are not finite, and the place of the first of them."""
-    places = np.flatnonzero(~np.isfinite(values))
-    return places.size, int(places[0]) if places.size else 0
 
 
 def raise_not_finite(found: Sequence[tuple[int, int]]) -> None:

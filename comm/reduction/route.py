@@ -10,11 +10,12 @@ import numpy as np
 from ..codecs import Codec, PlacedCodec
 from ..compiled import LARGE_BYTES
 from ..contract import Array, Op
+from ..dtypes import not_finite
 from ..meeting import SMALL_BYTES, Board, Entrance, Header
 from ..memory import CannotMap, Regions, share
 from ..topology import Topology
 from ..waiting import Mail
-from .finite import not_finite, raise_not_finite
+from .finite import raise_not_finite
 from .fused import Job, Pass, Scratches
 from .small import Small, is_small
 from .staging import STAGING_BYTES, run_staged
