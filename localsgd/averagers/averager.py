@@ -315,7 +315,7 @@ class ModelAverager(Weighing):
         codecs = self._compressed.codecs(arenas, group, step)
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
         label = ", ".join(part for part in parts if part)
-        if any(codecs):
+        if self._compressed.wanted:
             weight = self._watch.look(group, arenas, weight, label)
         for companion in along:
             companion.ready(group, weight)

@@ -79,7 +79,7 @@ class Stream:
         self._fragment.take(arenas, keep_progress=keep_progress)
         parts, anchor = self._fragment.parts, self._anchor
         codecs = self._compressed.codecs(parts, self._comm, 1)
-        if any(codecs):
+        if self._compressed.wanted:
             self._watch.look(self._comm, parts, weight, label)
         updates = [None if anchor is None else anchor.step(i, outer) for i in range(len(parts))]
 
