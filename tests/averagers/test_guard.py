@@ -260,7 +260,7 @@ def test_gossip_does_not_mix_with_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_no_averager_lets_a_nan_into_another_worker(name: str) -> None:
-    """Rank 1 holds one NaN; whatever is raised, and where, rank 0 is finite."""
+    """Rank 1 holds one NaN; whenever that is noticed it is named, and rank 0 is finite."""
 
     def work(comm: Communicator) -> bool:
         arena = Arena({"w": np.ones((4, 4)), "b": np.zeros(3)}, comm, grad=False)
@@ -273,7 +273,8 @@ def test_no_averager_lets_a_nan_into_another_worker(name: str) -> None:
                 if KINDS[name].samples:
                     averager.record_samples(1)
                 averager.average_parameters([arena])
-        except NotFiniteError:
+        except NotFiniteError as error:
+            assert error.ranks == (1,)
             return bool(np.isfinite(arena.flat).all()) or comm.rank == 1
         return False
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backends import Workers
-from localsgd.comm import Communicator, NotFiniteError
+from localsgd.comm import BFLOAT16, Communicator, MismatchError, NotFiniteError, solo
 from localsgd.comm.contract import Array, ScalarRule
 from oracle import every, same_bits, some_values, two_level_mean
 
@@ -212,3 +212,26 @@ def test_after_such_an_error_all_goes_on(workers: Workers) -> None:
         assert hashlib.sha256(buffer).hexdigest() == hashlib.sha256(plain).hexdigest()
 
     workers.run(body)
+
+
+@pytest.mark.layouts("3", "2+1")
+def test_ranks_of_which_some_look_get_an_error_on_each(workers: Workers) -> None:
+    def body(comm: Communicator) -> None:
+        for count in (7, 40_001):
+            with pytest.raises(MismatchError, match="with finite results"):
+                comm.allreduce(np.ones(count), "mean", finite=comm.rank == 1)
+
+    workers.run(body)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"op": "mean", "finite": 1}, "finite must be True or False, got 1"),
+        ({"op": "max", "finite": True}, "finite goes with op 'mean' alone, got op 'max'"),
+        ({"op": "mean", "finite": True, "codec": BFLOAT16}, "finite must be without a codec"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused(options: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        solo().allreduce(np.ones(3, np.float32), **options)
