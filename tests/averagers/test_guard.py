@@ -266,17 +266,18 @@ def test_no_averager_lets_a_nan_into_another_worker(name: str) -> None:
         arena = Arena({"w": np.ones((4, 4)), "b": np.zeros(3)}, comm, grad=False)
         averager = KINDS[name].make(comm)
         averager.begin([arena])
-        try:
+
+        def spoil() -> None:
             for _ in range(12):
                 if comm.rank == 1:
                     arena["w"][1, 1] = NAN
                 if KINDS[name].samples:
                     averager.record_samples(1)
                 averager.average_parameters([arena])
-        except NotFiniteError as error:
-            assert error.ranks == (1,)
-            return bool(np.isfinite(arena.flat).all()) or comm.rank == 1
-        return False
+
+        with pytest.raises(NotFiniteError) as raised:
+            spoil()
+        return raised.value.ranks == (1,) and (np.isfinite(arena.flat).all() or comm.rank == 1)
 
     hosts = "2" if name == "hierarchical" else "1+1"
     assert run_threads(2, work, hosts=hosts) == [True, True]
