@@ -182,23 +182,29 @@ class Pass:
             if job.update is not None and self._loop is None and part.start < part.stop:
                 self._update(part, result)
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
+            apart = self._apart
+            if job.finite and not self._everywhere and self._write_finite(local, place, result):
+                # Sent from where it stays.
+                result, apart = local[self._me][place], False
             if others:
-                kept = result.copy() if self._apart else result
-                message = self._wires.encoded(kept, part, "result")
+                message = self._wires.encoded(result.copy() if apart else result, part, "result")
                 if job.codec is not None:
                     result[...] = self._wires.decoded(message, part, "result")
                 for holder in others:
                     self._wires.post(message, holder, RESULT, index)
             if self._everywhere:
                 self.host_written += (len(local) - 1) * result.nbytes
-            else:
+            elif not job.finite:
                 self._write(local, place, result, is_mine=not self._apart)
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
         for i, atom in self._lent if self._job.spread else ():
             part = atom.chunk(index, self.chunks)
             result = self._wires.arrived((i, index, atom.home), part, "result")
-            self._write(local, where(i, index), result, is_mine=self._in_place)
+            if self._job.finite:
+                self._write_finite(local, where(i, index), result)
+            else:
+                self._write(local, where(i, index), result, is_mine=self._in_place)
         self._wires.finish(RESULT, index)
 
     def _update(self, part: slice, values: Array) -> None:
@@ -281,11 +287,6 @@ class Pass:
         self, local: Sequence[Array], place: slice, result: Array, *, is_mine: bool = False
     ) -> None:
         """Brings a result to this host's ranks; ``is_mine`` if it lies in this rank's memory."""
-        if self._job.finite:
-            owns = [memory[place] for memory in local]
-            self.is_finite = write_finite(result, owns, self._job.mix) and self.is_finite
-            self.host_written += (len(local) - 1) * result.nbytes
-            return
         for index, memory in enumerate(local if self._job.spread else ()):
             if index == self._me and is_mine:
                 continue
@@ -296,6 +297,13 @@ class Pass:
                 own[...] = result
             if index != self._me:
                 self.host_written += own.nbytes
+
+    def _write_finite(self, local: Sequence[Array], place: slice, result: Array) -> bool:
+        """Brings what is finite of a result to this host's ranks; whether they hold it all now."""
+        is_finite = write_finite(result, [memory[place] for memory in local], self._job.mix)
+        self.is_finite = self.is_finite and is_finite
+        self.host_written += (len(local) - 1) * result.nbytes
+        return is_finite and not self._job.mix
 
 
 def _length(part: slice) -> int:

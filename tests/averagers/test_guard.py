@@ -11,6 +11,7 @@ import pytest
 
 from averager_kinds import KINDS
 from localsgd import (
+    SCAFFOLD,
     Arena,
     Communicator,
     ElasticAverager,
@@ -343,6 +344,23 @@ def test_workers_are_compared_after_the_rounds_that_a_schedule_names() -> None:
 def test_what_cannot_be_is_refused(make: Callable[[Communicator], object], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make(solo())
+
+
+def training(
+    guard: Guard, make: Callable[..., Any] = LocalSGD, momentum: float = 0.0, **options: Any
+) -> Any:
+    arena = Arena({"x": np.zeros(1)}, solo())
+    return make(optim.SGD(arena, lr=1.0, momentum=momentum), 4, guard=guard, **options)
+
+
+def test_state_that_goes_by_schedules_cannot_be_made_up_for() -> None:
+    with pytest.raises(ValueError, match="state must be 'local', 'mean' or 'reset' where a guard"):
+        training(LEAVES, momentum=0.5, state={"momentum_buffer": every(8)})
+
+
+def test_control_variates_need_the_rounds_of_all() -> None:
+    with pytest.raises(ValueError, match="SCAFFOLD must have the rounds of all workers, got guard"):
+        training(LEAVES, SCAFFOLD)
 
 
 def test_guards_that_differ_are_an_error_on_every_rank() -> None:
