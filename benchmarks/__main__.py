@@ -20,6 +20,7 @@ SCRIPTS = (
     "host_floor",
     "host_small",
     "host_scale",
+    "guard_cost",
     "outer_cost",
     "codec_speed",
     "hosts_small",

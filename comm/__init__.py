@@ -4,7 +4,7 @@ from . import codecs
 from .bootstrap import connect
 from .codecs import BFLOAT16, FLOAT16, Cast, Codec
 from .contract import Communicator, Op, Request, Traffic, Update
-from .errors import MismatchError, NoWeight, RankFailure, RankSilent
+from .errors import MismatchError, NotFiniteError, NoWeight, RankFailure, RankSilent
 from .nonmember import NON_MEMBER, NonMember
 from .start import world
 from .topology import Topology
@@ -20,6 +20,7 @@ __all__ = [
     "MismatchError",
     "NoWeight",
     "NonMember",
+    "NotFiniteError",
     "Op",
     "RankFailure",
     "RankSilent",

@@ -268,6 +268,7 @@ class Communicator(Protocol):
         codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
+        finite: bool = False,
         label: str = "",
     ) -> None:
         """Reduces, updates and writes back in one pass over memory.
@@ -282,11 +283,16 @@ class Communicator(Protocol):
                 cache-sized blocks, between reduction and write-back, and changes ``reduced``
                 (shape ``(part.stop - part.start,)``, the buffer's dtype) in place.
             mix: each rank ends with ``mix * own + (1 - mix) * result``, in [0, 1]; 0 for integers.
+            finite: whether it is an error if a number of the mean, or of what ``update`` makes of
+                it, is not finite. There each rank keeps its own, and ``update`` does not see such
+                a number of the mean; everywhere else the bits are the same. Not with a codec,
+                which spreads such a number over others.
             label: what this call is for, as in "round after step 6"; compared like the rest.
 
         Raises:
             MismatchError, RankFailure, ValueError, TypeError.
             NoWeight: a ValueError, on every rank, if the weights sum to 0.
+            NotFiniteError: a ValueError, on every rank, at the end, as ``finite`` says.
         """
 
     def reduce_scatter(

@@ -17,6 +17,22 @@ class NoWeight(ValueError):
     """Every rank of the group gave weight 0, so there is no mean; nothing has changed."""
 
 
+class NotFiniteError(ValueError):
+    """Some rank gave NaN or infinity to a mean that was to be finite.
+
+    Where the mean is not finite every rank holds what it held before.
+
+    Attributes:
+        found: for every rank how many of its numbers are not finite, and the place of the first.
+        ranks: those that gave such numbers; none if the mean of finite ones overflows.
+    """
+
+    def __init__(self, message: str, found: Sequence[tuple[int, int]]) -> None:
+        super().__init__(message)
+        self.found = tuple((count, first) for count, first in found)
+        self.ranks = tuple(rank for rank, (count, _) in enumerate(self.found) if count)
+
+
 class RankFailure(RuntimeError):
     """A peer died, raised, left, or stayed silent for longer than the deadline.
 

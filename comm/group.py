@@ -227,10 +227,13 @@ class Group:
         codec: Codec | PlacedCodec | None = None,
         update: Update | None = None,
         mix: float = 0.0,
+        finite: bool = False,
         label: str = "",
     ) -> None:
         with self._collective:
-            self._reductions.reduce("allreduce", buffer, op, weight, codec, update, mix, label)
+            self._reductions.reduce(
+                "allreduce", buffer, op, weight, codec, update, mix, finite, label
+            )
 
     def reduce_scatter(
         self,

@@ -75,8 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch.arrays", "torch.averagers", "torch.gradients"),
     },
     "torch.methods": {
-        *("comm", "comm.contract", "checks", "arrays", "training", "methods", "torch.comm"),
-        *("torch.arrays", "torch.averagers", "torch.training"),
+        *("comm", "comm.contract", "checks", "arrays", "averagers", "training", "methods"),
+        *("torch.comm", "torch.arrays", "torch.averagers", "torch.training"),
     },
     "torch.checkpoint": {
         *("comm", "comm.contract", "schedules", "checkpoint", "torch.comm", "torch.arrays"),

@@ -63,6 +63,16 @@ def mix(value: float, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"mix needs a floating-point buffer, got {dtype.name}")
 
 
+def finite(value: object, op: str, codec: object) -> None:
+    """Requires a flag; False but for a mean without a codec."""
+    if not isinstance(value, bool):
+        raise TypeError(f"finite must be True or False, got {value!r}")
+    if value and op != "mean":
+        raise ValueError(f"finite goes with op 'mean' alone, got op {op!r}")
+    if value and codec is not None:
+        raise ValueError("finite must be without a codec, got one")
+
+
 def codec(value: object, buffer: Array) -> None:
     """Requires what can encode the buffer's numbers, or None."""
     if value is None:

@@ -27,8 +27,10 @@ from . import header
 SMALL_BYTES = 16_384
 PAGE_BYTES = 4096 + 2 * SMALL_BYTES
 _ARRIVED, _STATE, _BEAT, _SLOTS, _SLOT_BYTES = 0, 8, 9, 128, 128
-# Times, in words of 8 bytes, and where the texts begin. The rest of 4096 is ``Progress``'s.
-_ENTERED, _LEFT_AT, _SAID_AT, _TEXT, _LABEL, _SAID, _END = 48, 49, 50, 512, 2304, 2816, 3072
+# Times and a flag, in words of 8 bytes.
+_ENTERED, _LEFT_AT, _SAID_AT, _FOUND = 48, 49, 50, 51
+# Where the texts begin; the rest of 4096 bytes is ``Progress``'s.
+_TEXT, _LABEL, _SAID, _END = 512, 2304, 2816, 3072
 _TOO_LONG = bytes([255] * 8)
 _MOST_VIEWS = 64
 _FAILED, _LEFT = 1, 2
@@ -161,6 +163,14 @@ class Board:
         return Sighting(
             packed, label.partition(",")[0], times[_ENTERED], times[_LEFT_AT], self._pids[index]
         )
+
+    def show_found(self, found: bool) -> None:
+        """Shows whether this rank has found something, before a barrier."""
+        self._words[self._index][_FOUND] = found
+
+    def any_found(self) -> bool:
+        """Whether a rank of this host has; until this one enters the next collective."""
+        return any(words[_FOUND] for words in self._words)
 
     def begun(self, rank: int) -> int:
         """How many collectives a rank of this host has begun."""

@@ -52,6 +52,7 @@ class Header(NamedTuple):
         root: of a broadcast.
         detail: what else must be equal, in words: a codec, the caller's label.
         has_update: whether this rank updates between sum and write-back.
+        finite: whether results must be finite.
         mix: the share of its own value that each rank keeps.
         weight: this rank's weight; None for equal weights.
     """
@@ -65,6 +66,7 @@ class Header(NamedTuple):
     root: int = 0
     detail: str = ""
     has_update: bool = False
+    finite: bool = False
     mix: float = 0.0
     weight: float | None = None
 
@@ -80,7 +82,7 @@ class Header(NamedTuple):
             self.offset,
             self.root,
             _digest_of(self.detail),
-            2 * self.has_update + (self.weight is not None),
+            4 * self.finite + 2 * self.has_update + (self.weight is not None),
             self.mix,
             _UNWEIGHTED if self.weight is None else self.weight,
         )
@@ -159,6 +161,8 @@ def describe(packed: bytes, detail: str = "") -> str:
         )
     if flags & 2:
         words.append("with an update")
+    if flags & 4:
+        words.append("with finite results")
     if mix:
         words.append(f"with mix {mix}")
     if flags & 1:

@@ -86,24 +86,28 @@ class Scratch:
             loop(*parts, *map(self.work.type, weights[1:]), factor)
 
     def loop_of(
-        self, op: Op, weights: Sequence[float], rule: ScalarRule | None
-    ) -> Callable[[slice, Sequence[Array]], None] | None:
+        self, op: Op, weights: Sequence[float], rule: ScalarRule | None, *, finite: bool
+    ) -> Callable[[slice, Sequence[Array]], bool] | None:
         """``loop(place, parts)``: makes every part what a rule makes of their mean; or None.
 
-        ``place`` is where in this rank's shard the parts are.
+        ``place`` is where in this rank's shard the parts are. If the results are to be ``finite``
+        the loop returns whether they are, and leaves alone what is not; else it returns True.
         """
-        if rule is None or not self.compiled or op != "mean" or min(weights) <= 0:
+        if not self.compiled or op != "mean" or min(weights) <= 0:
             return None
         factor, by_division = self._factor(sum(weights))
-        sizes = len(rule.kept), len(rule.numbers)
-        loop = mean_in_place(len(weights), by_division, rule.step, *sizes)
+        step, kept, numbers = None, list[Array](), list[Any]()
+        if rule is not None:
+            step, kept = rule.step, list(rule.kept)
+            numbers = [*map(self.work.type, rule.numbers)]
+        shape = len(weights), by_division, step, len(kept), len(numbers)
+        loop = mean_in_place(*shape, finite=finite)
         if loop is None:
             return None
-        kept, numbers = rule.kept, [*map(self.work.type, rule.numbers)]
         before = [*map(self.work.type, weights[1:]), factor]
 
-        def update(place: slice, parts: Sequence[Array]) -> None:
-            loop(*parts, *before, *(array[place] for array in kept), *numbers)
+        def update(place: slice, parts: Sequence[Array]) -> bool:
+            return not loop(*parts, *before, *(array[place] for array in kept), *numbers)
 
         return update
 

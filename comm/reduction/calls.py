@@ -37,6 +37,7 @@ class _Repeat:
 
     verb: str
     op: Op
+    finite: bool
     buffer: ReferenceType[Array]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -75,11 +76,14 @@ class Reductions:
         codec: Codec | PlacedCodec | None,
         update: Update | None,
         mix: float = 0.0,
+        finite: bool = False,
         label: str = "",
     ) -> None:
         """What ``allreduce`` and ``reduce_scatter`` say."""
         plain = weight is None and codec is None and update is None and not mix
-        known = self._known(verb, op, buffer) if plain and type(label) is str else None
+        known = None
+        if plain and type(label) is str:
+            known = self._known(verb, op, finite, buffer)
         if known is not None:
             call, job, small = known.call, known.job, known.small
         else:
@@ -88,20 +92,23 @@ class Reductions:
                 arguments.operation(op, buffer.dtype, weight)
                 arguments.mix(mix, buffer.dtype)
                 arguments.codec(codec, buffer)
+                arguments.finite(finite, op, codec)
                 if codec is not None and self._native is not None:
                     raise ValueError(f"reduction 'native' has no codecs, got {codec.name}")
                 arguments.update(update)
                 arguments.label(label)
-            said = Header(verb, op, has_update=update is not None, mix=float(mix), weight=weight)
+            updates = update is not None
+            said = Header(verb, op, has_update=updates, finite=finite, mix=float(mix))
+            said = said._replace(weight=weight)
             call = Prepared(self._reducer.describe(said, buffer, codec))
-            job = Job(op, self._equal_weights, codec, update, mix, verb == "allreduce")
+            job = Job(op, self._equal_weights, codec, update, mix, finite, verb == "allreduce")
             small = None
             if update is None and self._native is None:
                 small = self._reducer.small(op, buffer, plain=plain)
             if plain:
-                self._remember(
-                    _Repeat(verb, op, ref(buffer), buffer.shape, buffer.dtype, call, job, small)
-                )
+                shape, dtype = buffer.shape, buffer.dtype
+                found = _Repeat(verb, op, finite, ref(buffer), shape, dtype, call, job, small)
+                self._remember(found)
         call.detail = label if codec is None else f"{label}, codec {codec.name}"
         if small is not None:
             self._run_small(small, call, job, buffer)
@@ -114,10 +121,14 @@ class Reductions:
         spread = Job(None, job.weights)
         own = self._shard(buffer.size)
         try:
-            reduce_natively(self._native, job, buffer, own, lambda values: self.run(spread, values))
+            is_finite = reduce_natively(
+                self._native, job, buffer, own, lambda values: self.run(spread, values)
+            )
         except BaseException as error:
             self._entrance.fail(error)
             raise
+        if not is_finite:
+            self._reducer.require_finite(job, buffer)
 
     def broadcast(self, buffer: Array, root: int) -> None:
         """What ``broadcast`` says."""
@@ -134,10 +145,12 @@ class Reductions:
     def run(self, job: Job, buffer: Array) -> None:
         """Runs a job that all ranks have entered with; tells the others if it fails here."""
         try:
-            self._reducer.run(job, buffer)
+            is_finite = self._reducer.run(job, buffer)
         except BaseException as error:
             self._entrance.fail(error)
             raise
+        if not is_finite:
+            self._reducer.require_finite(job, buffer)
 
     def _run_small(self, small: Small, call: Prepared, job: Job, buffer: Array) -> None:
         # Overflow and NaN in the data are the data's business.
@@ -145,12 +158,14 @@ class Reductions:
             small.show(buffer)
             job = _weighted(job, self._entrance.enter(call, small.offer))
             try:
-                self._reducer.run_small(small, job, buffer)
+                is_finite = self._reducer.run_small(small, job, buffer)
             except BaseException as error:
                 self._entrance.fail(error)
                 raise
+            if not is_finite:
+                self._reducer.require_finite(job, buffer)
 
-    def _known(self, verb: str, op: Op, buffer: Array) -> _Repeat | None:
+    def _known(self, verb: str, op: Op, finite: bool, buffer: Array) -> _Repeat | None:
         """The same call, if it was made before and the buffer is as it was."""
         known = self._repeats.get(id(buffer))
         if (
@@ -158,6 +173,7 @@ class Reductions:
             and known.buffer() is buffer
             and known.verb == verb
             and known.op == op
+            and known.finite is finite
             and known.shape == buffer.shape
             and known.dtype == buffer.dtype
             and buffer.flags.writeable

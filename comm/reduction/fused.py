@@ -25,6 +25,7 @@ from ..contract import Array, Op, Update
 from ..topology import Topology
 from ..waiting import BEHIND, MEAN, RESULT, Mail
 from .arithmetic import Scratch, blend
+from .finite import finite_runs, write_finite
 from .plan import Atom, atoms, chunks_needed
 from .wires import Wires
 
@@ -44,6 +45,7 @@ class Job:
     Attributes:
         op: how elements combine; None to pass on what the owners hold.
         weights: of every rank of the group.
+        finite: whether each rank keeps its own numbers where the result is not finite.
         spread: whether the result reaches every rank, or stays with its owner.
     """
 
@@ -52,6 +54,7 @@ class Job:
     codec: Codec | PlacedCodec | None = None
     update: Update | None = None
     mix: float = 0.0
+    finite: bool = False
     spread: bool = True
 
 
@@ -80,6 +83,7 @@ class Pass:
         atoms: the atoms of the buffer.
         chunks: how many chunks each of them is cut into.
         host_read, host_written: bytes of neighbours' memory so far.
+        is_finite: whether all that this rank has written so far was finite, if it was to be.
     """
 
     def __init__(
@@ -88,8 +92,8 @@ class Pass:
         self.atoms = atoms(count, topology)
         self.chunks = 0
         self.host_read = self.host_written = 0
+        self.is_finite = True
         self._job, self._scratch = job, scratch
-        self._in_place = job.codec is None and not job.mix
         self._home = topology.host_of[rank]
         self._ranks = topology.hosts[self._home]
         self._me = self._ranks.index(rank)
@@ -104,11 +108,17 @@ class Pass:
         alone = job.op is not None and job.codec is None and not job.mix and job.spread
         # A loop that does what comes between combining and writing back, too.
         self._loop = None
-        if alone and job.op is not None and len(topology.hosts) == 1:
-            rule = getattr(job.update, "rule", None)
-            self._loop = scratch.of_host.loop_of(job.op, self._weights, rule)
+        rule = getattr(job.update, "rule", None)
+        between = rule is not None or (job.finite and job.update is None)
+        if alone and job.op is not None and len(topology.hosts) == 1 and between:
+            loop_of = scratch.of_host.loop_of
+            self._loop = loop_of(job.op, self._weights, rule, finite=job.finite)
         # Nothing comes between.
-        self._everywhere = alone and (job.update is None or self._loop is not None)
+        plain = job.update is None and not job.finite
+        self._everywhere = alone and (plain or self._loop is not None)
+        # Results lie in scratch memory until they are written.
+        self._apart = bool(job.mix) or (job.finite and self._loop is None)
+        self._in_place = job.codec is None and not self._apart
 
     def run(self, local: Sequence[Array]) -> None:
         """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
@@ -170,30 +180,43 @@ class Pass:
             else:
                 result = self._sum_hosts(local, place, i, atom, index)
             if job.update is not None and self._loop is None and part.start < part.stop:
-                job.update(part, result)
+                self._update(part, result)
             others = [r for r in atom.holders if r != atom.owner] if job.spread else []
+            apart = self._apart
+            if job.finite and not self._everywhere and self._write_finite(local, place, result):
+                # Sent from where it stays.
+                result, apart = local[self._me][place], False
             if others:
-                # A mixed result lies in scratch memory, any other where it stays.
-                message = self._wires.encoded(result.copy() if job.mix else result, part, "result")
+                message = self._wires.encoded(result.copy() if apart else result, part, "result")
                 if job.codec is not None:
                     result[...] = self._wires.decoded(message, part, "result")
                 for holder in others:
                     self._wires.post(message, holder, RESULT, index)
             if self._everywhere:
                 self.host_written += (len(local) - 1) * result.nbytes
-            else:
-                self._write(local, place, result, is_mine=not job.mix)
+            elif not job.finite:
+                self._write(local, place, result, is_mine=not self._apart)
 
     def _accept(self, local: Sequence[Array], where: Where, index: int) -> None:
         for i, atom in self._lent if self._job.spread else ():
             part = atom.chunk(index, self.chunks)
             result = self._wires.arrived((i, index, atom.home), part, "result")
-            self._write(local, where(i, index), result, is_mine=self._in_place)
+            if self._job.finite:
+                self._write_finite(local, where(i, index), result)
+            else:
+                self._write(local, where(i, index), result, is_mine=self._in_place)
         self._wires.finish(RESULT, index)
 
+    def _update(self, part: slice, values: Array) -> None:
+        """Shows the update what was combined, but for what was to be finite and is not."""
+        assert self._job.update is not None
+        for run in finite_runs(values) if self._job.finite else [slice(0, values.size)]:
+            place = slice(part.start + run.start, part.start + run.stop)
+            self._job.update(place, values[run])
+
     def _targets(self, local: Sequence[Array], place: slice) -> list[Array]:
-        """Where a result of this rank's shard goes at once; to nowhere yet if it is mixed."""
-        if self._job.mix:
+        """Where a result of this rank's shard goes at once; to nowhere yet if it lies apart."""
+        if self._apart:
             return []
         others = [memory for index, memory in enumerate(local) if index != self._me]
         return [
@@ -236,7 +259,8 @@ class Pass:
                 self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
             else:
                 part = atom.chunk(index, self.chunks)
-                self._loop(slice(part.start - atom.start, part.stop - atom.start), parts)
+                here = slice(part.start - atom.start, part.stop - atom.start)
+                self.is_finite = self._loop(here, parts) and self.is_finite
             return parts[self._me]
         outs = self._targets(local, place)
         if len(self._host_weights) == 1:
@@ -273,6 +297,13 @@ class Pass:
                 own[...] = result
             if index != self._me:
                 self.host_written += own.nbytes
+
+    def _write_finite(self, local: Sequence[Array], place: slice, result: Array) -> bool:
+        """Brings what is finite of a result to this host's ranks; whether they hold it all now."""
+        is_finite = write_finite(result, [memory[place] for memory in local], self._job.mix)
+        self.is_finite = self.is_finite and is_finite
+        self.host_written += (len(local) - 1) * result.nbytes
+        return is_finite and not self._job.mix
 
 
 def _length(part: slice) -> int:

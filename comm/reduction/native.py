@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from ..contract import Array, Op, Transport
 from ..dtypes import work_dtype
 from .arithmetic import blend
+from .finite import finite_runs, write_finite
 from .fused import CHUNK, Job
 
 
@@ -29,12 +32,15 @@ def reduce_natively(
     buffer: Array,
     own: slice,
     spread: Callable[[Array], None],
-) -> None:
+) -> bool:
     """Reduces a buffer that all ranks have entered with.
 
     Args:
         own: this rank's shard.
         spread: brings every rank's shard of an array to every rank.
+
+    Returns:
+        Whether all numbers of the result are finite; True if that does not matter.
     """
     assert isinstance(transport, ReducingTransport) and job.op is not None
     total = sum(job.weights)
@@ -48,10 +54,18 @@ def reduce_natively(
     if job.update is not None:
         for start in range(own.start, own.stop, CHUNK):
             part = slice(start, min(start + CHUNK, own.stop))
-            job.update(part, values[part])
+            block = values[part]
+            for run in finite_runs(block) if job.finite else [slice(0, block.size)]:
+                job.update(slice(start + run.start, start + run.stop), block[run])
         if job.spread:
             spread(values)
+    if job.finite:
+        # Libraries do not promise all ranks the same bits.
+        not_finite = np.array([not write_finite(values, [buffer], job.mix)], np.uint8)
+        transport.allreduce(not_finite, "max")
+        return not not_finite[0]
     if job.mix:
         blend(buffer, values, job.mix, buffer)
     else:
         buffer[...] = values
+    return True

@@ -10,10 +10,12 @@ import numpy as np
 from ..codecs import Codec, PlacedCodec
 from ..compiled import LARGE_BYTES
 from ..contract import Array, Op
+from ..dtypes import not_finite
 from ..meeting import SMALL_BYTES, Board, Entrance, Header
 from ..memory import CannotMap, Regions, share
 from ..topology import Topology
 from ..waiting import Mail
+from .finite import raise_not_finite
 from .fused import Job, Pass, Scratches
 from .small import Small, is_small
 from .staging import STAGING_BYTES, run_staged
@@ -87,12 +89,17 @@ class Reducer:
             buffer.size,
         )
 
-    def run_small(self, small: Small, job: Job, buffer: Array) -> None:
-        """Reduces a buffer that all ranks have shown and entered with."""
-        self.host_read += small.run(buffer, job.weights, job.mix)
+    def run_small(self, small: Small, job: Job, buffer: Array) -> bool:
+        """Reduces a buffer that all ranks have shown and entered with; returns as ``run``."""
+        self.host_read += small.run(buffer, job)
+        return small.is_finite
 
-    def run(self, job: Job, buffer: Array) -> None:
-        """Reduces a buffer that all ranks have entered with."""
+    def run(self, job: Job, buffer: Array) -> bool:
+        """Reduces a buffer that all ranks have entered with.
+
+        Returns:
+            Whether all numbers of the result are finite; True if that does not matter.
+        """
         scratch = self._scratch_of(buffer)
         work = Pass(self._mail, self._topology, self._rank, job, buffer.size, scratch)
         region = self._regions.find(buffer, self._neighbours)
@@ -103,16 +110,30 @@ class Reducer:
                     work.run([buffer])
                 elif region is not None:
                     work.run(region.views(buffer, self._neighbours))
+                    self._board.show_found(not work.is_finite)
                     self._entrance.host_barrier()
                 else:
                     staging = self._staging_blocks(buffer.dtype)
                     run_staged(work, buffer, staging, self._me, self._entrance.host_barrier)
+                    if job.finite:
+                        self._board.show_found(not work.is_finite)
+                        self._entrance.host_barrier()
         except BaseException:
             # Messages may still come, and their memory must be there when they do.
             self._broken.append(work)
             raise
         self.host_read += work.host_read
         self.host_written += work.host_written
+        # Every host writes the whole result, so that its ranks know without asking others.
+        return work.is_finite and not (job.finite and self._board.any_found())
+
+    def require_finite(self, job: Job, buffer: Array) -> None:
+        """Raises NotFiniteError on every rank, after a reduction of which all know that it was not.
+
+        Each rank looks for what it gave; it holds that still.
+        """
+        counts = job.weights[self._rank] > 0
+        raise_not_finite(self._mail.collect(not_finite(buffer) if counts else (0, 0)))
 
     def _scratch_of(self, buffer: Array) -> Scratches:
         key = buffer.dtype, buffer.nbytes >= LARGE_BYTES

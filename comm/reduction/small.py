@@ -16,7 +16,8 @@ from ..contract import Array, Op
 from ..meeting import SMALL_BYTES, Board, Entrance
 from ..topology import Topology
 from .arithmetic import blend
-from .fused import Scratches
+from .finite import write_finite
+from .fused import Job, Scratches
 
 # Every rank of a host sends the host's values to every other host. More bytes than these for a
 # host take longer on a slow link than the messages that they save.
@@ -35,7 +36,12 @@ class Small:
 
     Whoever calls sees to it that numpy does not warn of overflow and NaN, which are the data's
     business.
+
+    Attributes:
+        is_finite: whether all numbers of the last result are finite, if they were to be.
     """
+
+    is_finite = True
 
     def __init__(
         self,
@@ -64,21 +70,24 @@ class Small:
         """The host's values combined, once all its ranks have shown theirs."""
         return self._combine(self._equal, ())
 
-    def run(self, buffer: Array, weights: Sequence[float], mix: float) -> int:
+    def run(self, buffer: Array, job: Job) -> int:
         """Reduces once all have entered; returns how many bytes of neighbours were read.
 
         Args:
-            weights: of all ranks; equal where there are other hosts.
-            mix: 0 where there are other hosts.
+            job: with equal weights and mix 0 where there are other hosts.
         """
+        weights, outs = job.weights, () if job.finite or job.mix else [buffer]
         if len(self._sizes) > 1:
             values = [offer.view(self._dtype) for offer in self._entrance.offers]
-            self._scratches.of_hosts.combine(self._op, values, self._sizes, [buffer])
-            return self._nbytes * (len(self._equal) - 1)
-        if mix:
-            blend(buffer, self._combine(weights, ()), mix, buffer)
+            result = self._scratches.of_hosts.combine(self._op, values, self._sizes, outs)
         else:
-            self._combine(weights, [buffer])
+            result = self._combine(weights, outs)
+        if job.finite:
+            self.is_finite = write_finite(result, [buffer], job.mix)
+        elif job.mix:
+            blend(buffer, result, job.mix, buffer)
+        if len(self._sizes) > 1:
+            return self._nbytes * (len(self._equal) - 1)
         return self._nbytes * (sum(map(bool, weights)) - bool(weights[self._me]))
 
     def _combine(self, weights: Sequence[float], outs: Sequence[Array]) -> Array:

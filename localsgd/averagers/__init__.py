@@ -6,6 +6,7 @@ from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import ElasticAverager
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.oneshot import average_parameters
@@ -17,11 +18,13 @@ from localsgd.averagers.sparse_rounds import SparseAverager
 from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
+    "RAISING",
     "Companion",
     "DirectionalAverager",
     "DynamicAverager",
     "ElasticAverager",
     "GroupSize",
+    "Guard",
     "HierarchicalModelAverager",
     "Kind",
     "LowRankAverager",

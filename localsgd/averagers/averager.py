@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.arrays import Arena, Arenas, FlatArrays, as_arenas
 from localsgd.averagers.agreeing import agreed_participation, agreed_schedule
 from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
+from localsgd.averagers.guard import RAISING, Guard, Watch
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.outer_steps import OuterSteps
 from localsgd.averagers.participation import Participation
@@ -42,6 +43,9 @@ class ModelAverager(Weighing):
     """
 
     mix: float = 0.0
+    # Whether workers are equal after a round, and whether one can be left out of it.
+    _equal: ClassVar[bool] = True
+    _leaves_out: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -52,8 +56,9 @@ class ModelAverager(Weighing):
         compress: Codec | None = None,
         error_feedback: bool = True,
         participation: Participation | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
-        """Collective: schedule, outer optimizer and codec must be equal on all ranks.
+        """Collective: schedule, outer optimizer, codec and guard must be equal on all ranks.
 
         Args:
             schedule: when rounds are due, as in ``every(16)``; its ``repr`` is compared.
@@ -65,10 +70,11 @@ class ModelAverager(Weighing):
             error_feedback: whether what a codec has lost is sent in later rounds.
             participation: which workers give to a round of all; None: all do. In ``mean_of`` and
                 flushes they do as well.
+            guard: what a round does about numbers that are not finite; None lets them pass.
 
         Raises:
             TypeError: if ``schedule`` has no ``due``, ``outer`` is no outer optimizer, or
-                ``compress`` no codec.
+                ``compress`` no codec, or ``guard`` no guard.
             MismatchError: on every rank, if they differ.
         """
         self.comm = workers_of(comm)
@@ -80,6 +86,7 @@ class ModelAverager(Weighing):
 
         self.schedule = agreed_schedule(self.comm, prepare)
         self.participation = agreed_participation(self.comm, participation)
+        self._watch = Watch(guard, self.comm, equal=self._equal, leaves_out=self._leaves_out)
         self.step = self.rounds = 0
         self.traffic = Traffic()
         self._ledger = Ledger(1)
@@ -125,6 +132,7 @@ class ModelAverager(Weighing):
         Raises:
             MismatchError: on every rank, if ranks stand at different steps, or some record
                 samples and others do not.
+            NotFiniteError: on every rank, as ``guard`` says.
             RankFailure: if a worker died before the round.
 
             Whatever is raised, the step is not counted and samples stay recorded.
@@ -176,10 +184,10 @@ class ModelAverager(Weighing):
         """
         mean: dict[str, Array] = {}
         for arena in as_arenas(params):
-            flat = arena.flat.copy()
+            copy = FlatArrays(arena.layout, arena.flat.copy())
             if self.comm is not NON_MEMBER:
-                self._mean(flat)
-            mean.update(arena.layout.views(flat))
+                self._mean(copy)
+            mean.update(copy)
         return mean
 
     def group_due(self, step: int) -> Communicator | None:
@@ -281,13 +289,14 @@ class ModelAverager(Weighing):
         """What a round does with the mean of every arena: update, words to compare, and mix."""
         return (*self._outer.updates(arenas, group, step), self.mix)
 
-    def _mean(self, flat: Array) -> None:
+    def _mean(self, params: FlatArrays) -> None:
+        weight, label = self._weight(self.comm, self.step), f"the mean after step {self.step}"
         try:
-            self.comm.allreduce(flat, "mean", weight=self._weight(self.comm, self.step))
+            self._watch.average(self.comm, params, weight, label=label)
         except NoWeight:
             if not self._may_be_without_weight(self.comm):
                 raise
-            self.comm.allreduce(flat, "mean")
+            self._watch.average(self.comm, params, None, label=label)
 
     def _decide(self, group: Communicator, kind: Kind, step: int) -> None:
         """Lets a schedule that goes by how training goes decide, after a round. Collective."""
@@ -302,6 +311,7 @@ class ModelAverager(Weighing):
         kind: Kind,
         step: int,
     ) -> bool:
+        self._watch.left_out = False
         along = taking_part(along, kind, step)
         sampled = kind == "round" and step > self._outer.together
         before, weight = group.traffic, self._weight(group, step, sampled=sampled)
@@ -309,14 +319,16 @@ class ModelAverager(Weighing):
         codecs = self._compressed.codecs(arenas, group, step)
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
         label = ", ".join(part for part in parts if part)
+        if self._compressed.wanted:
+            weight = self._watch.look(group, arenas, weight, label)
         for companion in along:
             companion.ready(group, weight)
         try:
             for index, arena in enumerate(arenas):
-                group.allreduce(
-                    arena.flat,
-                    "mean",
-                    weight=weight,
+                weight = self._watch.average(
+                    group,
+                    arena,
+                    weight,
                     codec=codecs[index],
                     update=updates[index] or self.update_of(index, arena),
                     mix=mix,
@@ -334,4 +346,5 @@ class ModelAverager(Weighing):
         self._compressed.settle(arenas, group, step)
         self.rounds += 1
         self.traffic += group.traffic - before
+        self._watch.verify(group, arenas, kind, step)
         return True

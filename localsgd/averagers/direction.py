@@ -13,6 +13,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, workers_of
 from localsgd.comm import NON_MEMBER, NoWeight
@@ -35,6 +36,8 @@ class DirectionalAverager(ModelAverager):
     then, for an outer optimizer to step by shards with v for its delta.
     """
 
+    _leaves_out = False
+
     def __init__(
         self,
         schedule: Schedule,
@@ -42,6 +45,7 @@ class DirectionalAverager(ModelAverager):
         *,
         plain: Sequence[str] = (),
         outer: OuterOptimizer | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -50,6 +54,7 @@ class DirectionalAverager(ModelAverager):
             comm: the workers that take part; None means ``localsgd.world()``.
             plain: the parameters that take the weighted mean; embeddings in the paper.
             outer: makes the parameters after a round of what was merged; None takes that.
+            guard: as in ``ModelAverager``, but that it leaves out nobody; it looks before a round.
 
         Raises:
             MismatchError: on every rank, if they differ.
@@ -58,7 +63,7 @@ class DirectionalAverager(ModelAverager):
         self.plain = agreed_among(
             comm, "plain parameters", lambda: tuple(plain), lambda made: [repr(made)]
         )
-        super().__init__(schedule, comm, outer=outer)
+        super().__init__(schedule, comm, outer=outer, guard=guard)
         self._kept = Kept("references")
 
     @property
@@ -100,6 +105,8 @@ class DirectionalAverager(ModelAverager):
         before = [arena.flat.copy() for arena in arenas]
         try:
             if kind == "round" and step > self._outer.together:
+                label = f"{kind} after step {step}"
+                self._watch.look(group, arenas, self._weight(group, step), label)
                 self._merge(arenas, group, step)
             held = super()._round(arenas, group, along, kind, step)
         except BaseException:

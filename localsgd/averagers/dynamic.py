@@ -14,6 +14,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_count, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, MismatchError
@@ -45,6 +46,7 @@ class DynamicAverager(ModelAverager):
         outer: OuterOptimizer | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -52,7 +54,7 @@ class DynamicAverager(ModelAverager):
             schedule: when to look.
             threshold: of the squared norm, at least 0; 0 averages whenever someone has moved.
             comm: the workers that take part; None means ``localsgd.world()``.
-            outer, compress, error_feedback: as in ``ModelAverager``.
+            outer, compress, error_feedback, guard: as in ``ModelAverager``.
 
         Raises:
             TypeError, ValueError: for a threshold that is no number, or below 0.
@@ -66,7 +68,12 @@ class DynamicAverager(ModelAverager):
             lambda made: [repr(made)],
         )
         super().__init__(
-            schedule, comm, outer=outer, compress=compress, error_feedback=error_feedback
+            schedule,
+            comm,
+            outer=outer,
+            compress=compress,
+            error_feedback=error_feedback,
+            guard=guard,
         )
         self.looks = 0
         self._kept = Kept("references")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.anchor import Anchor
 from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Array, Communicator, Update
@@ -34,6 +35,8 @@ class ElasticAverager(ModelAverager):
         alpha, beta: the moving rates of the workers and of the centre.
     """
 
+    _equal = _leaves_out = False
+
     def __init__(
         self,
         schedule: Schedule,
@@ -41,6 +44,7 @@ class ElasticAverager(ModelAverager):
         *,
         beta: float = 0.9,
         alpha: float | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -50,6 +54,7 @@ class ElasticAverager(ModelAverager):
             beta: how far the centre goes to the mean, in (0, 1].
             alpha: how far a worker goes to the centre, in (0, 1]; None for ``beta`` over the
                 number of workers, with which the force is symmetric.
+            guard: as in ``ModelAverager``, but that it leaves out nobody and verifies nothing.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -66,7 +71,7 @@ class ElasticAverager(ModelAverager):
 
         rates = agreed_among(comm, "moving rates", prepare, lambda made: [repr(made)])
         self.alpha, self.beta = rates
-        super().__init__(schedule, comm, outer=SGD(self.beta))
+        super().__init__(schedule, comm, outer=SGD(self.beta), guard=guard)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The centre, as a new array for every parameter; collective."""

@@ -31,6 +31,16 @@ class FragmentPart:
         self.flat = comm.allocate(sum(lengths), arena.dtype)
         ends = list(accumulate(lengths, initial=0))
         self._own = [slice(*ends) for ends in pairwise(ends)]
+        sizes = [arena[name].size for name in names]
+        begins = accumulate(sizes, initial=0)
+        self._slices = {
+            name: slice(begin, begin + size)
+            for name, begin, size in zip(names, begins, sizes, strict=False)
+        }
+
+    def slice_of(self, name: str) -> slice:
+        """The part of ``flat`` that holds this parameter."""
+        return self._slices[name]
 
     def take(self, arena: Arena) -> None:
         """Copies the parameters to the buffer."""

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 from localsgd.arrays import Arenas
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import ModelAverager
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER, Codec
@@ -79,6 +80,7 @@ class HierarchicalModelAverager(ModelAverager):
         outer: OuterOptimizer | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: checks everything, agrees on it, then makes the groups.
 
@@ -90,7 +92,8 @@ class HierarchicalModelAverager(ModelAverager):
             comm: the workers; None means ``localsgd.world()``.
             outer: makes the parameters after a round of all workers; those of smaller groups
                 take the mean.
-            compress, error_feedback: as in ``ModelAverager``; rounds of smaller groups are exact.
+            compress, error_feedback, guard: as in ``ModelAverager``; rounds of smaller groups
+                are exact.
 
         Warns:
             UserWarning: for a period of 1 at the level of all workers.
@@ -115,7 +118,12 @@ class HierarchicalModelAverager(ModelAverager):
                 stacklevel=caller_level(),
             )
         super().__init__(
-            hierarchy, comm, outer=outer, compress=compress, error_feedback=error_feedback
+            hierarchy,
+            comm,
+            outer=outer,
+            compress=compress,
+            error_feedback=error_feedback,
+            guard=guard,
         )
         self._groups = [_group(comm, size) for _, size in hierarchy.levels]
         self._hierarchy = hierarchy

@@ -14,6 +14,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_count, workers_of
 from localsgd.comm import NON_MEMBER, NoWeight
@@ -37,7 +38,13 @@ class LowRankAverager(ModelAverager):
     """
 
     def __init__(
-        self, schedule: Schedule, rank: int, comm: Communicator | None = None, *, seed: int = 0
+        self,
+        schedule: Schedule,
+        rank: int,
+        comm: Communicator | None = None,
+        *,
+        seed: int = 0,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -46,6 +53,7 @@ class LowRankAverager(ModelAverager):
             rank: of the approximation, at least 1; 1 to 4 in the paper.
             comm: the workers that take part; None means ``localsgd.world()``.
             seed: of the first Q.
+            guard: as in ``ModelAverager``; it looks before a round.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -61,7 +69,7 @@ class LowRankAverager(ModelAverager):
             ),
             lambda made: [repr(made)],
         )
-        super().__init__(schedule, comm)
+        super().__init__(schedule, comm, guard=guard)
         self._kept = Kept("low rank")
 
     @property
@@ -114,7 +122,9 @@ class LowRankAverager(ModelAverager):
             return held
         along = taking_part(along, kind, step)
         before, weight = group.traffic, self._weight(group, step)
+        self._watch.left_out = False
         label = ", ".join([f"{kind} after step {step}", *(entry.words for entry in along)])
+        weight = self._watch.look(group, arenas, weight, label)
         for companion in along:
             companion.ready(group, weight)
         found = []
@@ -143,6 +153,7 @@ class LowRankAverager(ModelAverager):
         self._ledger.settle(0, step)
         self.rounds += 1
         self.traffic += group.traffic - before
+        self._watch.verify(group, arenas, kind, step)
         return True
 
     def _merged(

@@ -5,6 +5,7 @@ Source: Zhu et al., DaSGD (arXiv 2006.00441), delayed averaging.
 
 from __future__ import annotations
 
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.streaming import StreamingAverager
 from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
@@ -30,6 +31,7 @@ class OverlappedAverager(StreamingAverager):
         error_feedback: bool = True,
         synchronous_steps: int = 0,
         warmup_steps: int = 0,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective; arguments and errors as in ``StreamingAverager``."""
         super().__init__(
@@ -43,4 +45,5 @@ class OverlappedAverager(StreamingAverager):
             keep_progress=True,
             synchronous_steps=synchronous_steps,
             warmup_steps=warmup_steps,
+            guard=guard,
         )

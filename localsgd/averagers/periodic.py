@@ -10,6 +10,7 @@ import warnings
 
 from localsgd.averagers.agreeing import agreed_schedule
 from localsgd.averagers.averager import ModelAverager
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.checks import caller_level, workers_of
 from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
@@ -35,6 +36,7 @@ class PeriodicModelAverager(ModelAverager):
         outer: OuterOptimizer | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: both numbers must be equal on all ranks.
 
@@ -43,7 +45,7 @@ class PeriodicModelAverager(ModelAverager):
             warmup_steps: at least 0.
             comm: the workers that take part; None means ``localsgd.world()``.
             outer: makes the parameters after a round; None takes their mean.
-            compress, error_feedback: as in ``ModelAverager``.
+            compress, error_feedback, guard: as in ``ModelAverager``.
 
         Warns:
             UserWarning: for a period of 1, which saves no communication.
@@ -62,7 +64,12 @@ class PeriodicModelAverager(ModelAverager):
                 stacklevel=caller_level(),
             )
         super().__init__(
-            schedule, comm, outer=outer, compress=compress, error_feedback=error_feedback
+            schedule,
+            comm,
+            outer=outer,
+            compress=compress,
+            error_feedback=error_feedback,
+            guard=guard,
         )
         self._period, self._warmup_steps = int(period), int(warmup_steps)
 

@@ -17,6 +17,7 @@ from typing import Any
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.checks import checked_count, workers_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.contract import Communicator, Update
@@ -46,6 +47,7 @@ class ProportionalAverager(ModelAverager):
         outer: OuterOptimizer | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Collective: everything but the clock must be equal on all ranks.
@@ -53,7 +55,7 @@ class ProportionalAverager(ModelAverager):
         Args:
             period: steps of the fastest worker in a round, at least 1.
             comm: the workers that take part; None means ``localsgd.world()``.
-            outer, compress, error_feedback: as in ``ModelAverager``.
+            outer, compress, error_feedback, guard: as in ``ModelAverager``.
             clock: what time it is, in seconds.
 
         Raises:
@@ -66,6 +68,7 @@ class ProportionalAverager(ModelAverager):
             outer=outer,
             compress=compress,
             error_feedback=error_feedback,
+            guard=guard,
         )
         self.share, self._taken, self._by_steps = self.period, 0, False
         self._clock, self._since = clock, clock()

@@ -16,6 +16,7 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.kept import Kept
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
@@ -46,6 +47,7 @@ class SparseAverager(ModelAverager):
         *,
         lr: float = 1.0,
         decay: float = 0.95,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -55,6 +57,7 @@ class SparseAverager(ModelAverager):
             comm: the workers that take part; None means ``localsgd.world()``.
             lr: the outer learning rate, at least 0.
             decay: of what was not sent, in [0, 1].
+            guard: as in ``ModelAverager``; it looks before a round.
 
         Raises:
             TypeError, ValueError: for a number out of its range, or what is no codec.
@@ -73,7 +76,7 @@ class SparseAverager(ModelAverager):
             comm, "codecs and rates", prepare, lambda made: [codec.name, *map(repr, made)]
         )
         self.codec = codec
-        super().__init__(schedule, comm)
+        super().__init__(schedule, comm, guard=guard)
         self._kept = Kept("sparse")
 
     @property
@@ -125,6 +128,8 @@ class SparseAverager(ModelAverager):
         before, weight = group.traffic, self._weight(group, step)
         words = [f"{kind} after step {step}", *(entry.words for entry in along)]
         group.agree(", ".join(words), "rounds")
+        self._watch.left_out = False
+        weight = self._watch.look(group, arenas, weight, words[0])
         weights = self._weights(group, weight)
         if weights is None:
             return False
@@ -143,6 +148,7 @@ class SparseAverager(ModelAverager):
         self._ledger.settle(0, step)
         self.rounds += 1
         self.traffic += group.traffic - before
+        self._watch.verify(group, arenas, kind, step)
         return True
 
     def _weights(self, group: Communicator, weight: float | None) -> list[float] | None:

@@ -9,7 +9,8 @@ from localsgd.arrays import Arena
 from localsgd.averagers.anchor import Anchor
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.fragment import Fragment
-from localsgd.comm import NoWeight
+from localsgd.averagers.guard import Watch
+from localsgd.comm import NotFiniteError, NoWeight
 from localsgd.comm.contract import Communicator, Request, Traffic
 from localsgd.outer import OuterOptimizer
 
@@ -30,6 +31,7 @@ class Stream:
         comm: Communicator,
         outer: OuterOptimizer | None,
         compressed: CompressedRounds,
+        watch: Watch,
         *,
         resumes: bool,
     ) -> None:
@@ -39,12 +41,13 @@ class Stream:
             names: the parameters of the fragment.
             outer: makes them after a round; None takes their mean, and there is no anchor.
             compressed: compresses its rounds, if there is a codec.
+            watch: raises where numbers are not finite.
             resumes: whether a state is about to be loaded.
         """
         self._fragment, self._comm = Fragment(names, arenas, comm), comm
         self._fragment.take(arenas)
         self._anchor = None if outer is None else Anchor(outer, self._fragment.parts, comm)
-        self._compressed = compressed
+        self._compressed, self._watch = compressed, watch
         compressed.begin(self._fragment.parts, resumes=resumes)
         self._request: Request | None = None
         self.away, self.held, self.traffic = False, True, Traffic()
@@ -76,14 +79,14 @@ class Stream:
         self._fragment.take(arenas, keep_progress=keep_progress)
         parts, anchor = self._fragment.parts, self._anchor
         codecs = self._compressed.codecs(parts, self._comm, 1)
+        if self._compressed.wanted:
+            self._watch.look(self._comm, parts, weight, label)
         updates = [None if anchor is None else anchor.step(i, outer) for i in range(len(parts))]
 
         def work(group: Communicator) -> None:
             before = group.traffic
             for part, codec, update in zip(parts, codecs, updates, strict=True):
-                group.allreduce(
-                    part.flat, "mean", weight=weight, codec=codec, update=update, label=label
-                )
+                self._watch.average(group, part, weight, codec=codec, update=update, label=label)
             self.traffic = group.traffic - before
 
         self.held = True
@@ -101,12 +104,17 @@ class Stream:
 
         Raises:
             MismatchError, RankFailure: what it raised, at every call.
+            NotFiniteError: what it raised, once; nothing is on its way then.
         """
         if self._request is not None:
             try:
                 self._request.wait()
             except NoWeight:
                 self.held = False
+            except NotFiniteError:
+                # On every rank, which may go on from what was saved.
+                self._request, self.away = None, False
+                raise
             self._request = None
 
     def arrive(self, arenas: Sequence[Arena], mixing: float) -> bool:

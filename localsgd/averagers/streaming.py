@@ -20,6 +20,7 @@ from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
+from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.stream import Stream
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
@@ -37,6 +38,8 @@ class StreamingAverager(ModelAverager):
     fragment last left are its weight.
     """
 
+    _equal = _leaves_out = False
+
     def __init__(
         self,
         period: int,
@@ -51,6 +54,7 @@ class StreamingAverager(ModelAverager):
         keep_progress: bool = False,
         synchronous_steps: int = 0,
         warmup_steps: int = 0,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -66,6 +70,9 @@ class StreamingAverager(ModelAverager):
                 0 throws the steps of the delay away, 1 never communicates in effect.
             keep_progress: whether the steps of the delay are added to what arrives; no mixing then.
             synchronous_steps, warmup_steps: as in ``every``; streaming begins after them.
+            guard: as in ``ModelAverager``, but that it leaves out nobody and verifies nothing. A
+                fragment that is not finite is an error when it leaves if it is compressed, else
+                when it arrives; the parameters are as they were.
 
         Raises:
             TypeError, ValueError: for an argument out of its range.
@@ -88,7 +95,8 @@ class StreamingAverager(ModelAverager):
 
         self.streaming = agreed_among(comm, "fragments", prepare, words)
         # Their agreement; fragments have compressions of their own.
-        super().__init__(self.streaming, comm, compress=compress, error_feedback=error_feedback)
+        wire: dict[str, Any] = {"compress": compress, "error_feedback": error_feedback}
+        super().__init__(self.streaming, comm, guard=guard, **wire)
         self._codec, self._feeds_back = compress, error_feedback
         self._plan, self._optimizer = fragments, agreed_outer(comm, outer)
         self.mixing, self._keeps_progress = float(mixing), keep_progress and delay > 0
@@ -122,7 +130,15 @@ class StreamingAverager(ModelAverager):
         )
         resumes = self._loaded is not None
         self._streams = [
-            Stream(names, arenas, self.comm, self._optimizer, self._compression(), resumes=resumes)
+            Stream(
+                names,
+                arenas,
+                self.comm,
+                self._optimizer,
+                self._compression(),
+                self._watch,
+                resumes=resumes,
+            )
             for names in plan
         ]
         if self._loaded is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localsgd.averagers.guard import Guard, Watch
 from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.participation import Participation
 from localsgd.checks import checked_count
@@ -27,6 +28,7 @@ class Weighing:
     comm: Communicator
     participation: Participation | None = None
     _ledger: Ledger
+    _watch: Watch
 
     def allow_uneven(self, allowed: bool) -> None:
         """Sets ``uneven``; from here on this worker takes steps again."""
@@ -70,6 +72,16 @@ class Weighing:
     def forget_samples(self) -> None:
         """Begins new accounts, as after a round of all that the step under way ends with."""
         self._ledger.settle(0, self.step + 1)
+
+    @property
+    def guard(self) -> Guard:
+        """What rounds see to."""
+        return self._watch.guard
+
+    @property
+    def left_out(self) -> bool:
+        """Whether this worker was left out of the last round, since it was not finite."""
+        return self._watch.left_out
 
     @property
     def levels(self) -> Sequence[Communicator]:

@@ -15,6 +15,7 @@ from localsgd.averagers import Companion, Kind, ModelAverager
 from localsgd.checks import agreed_among, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Communicator
+from localsgd.comm.dtypes import all_finite
 from localsgd.gossip.graphs import Graph, check_stochastic
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
 from localsgd.schedules import DecidingSchedule, Schedule
@@ -23,6 +24,7 @@ from localsgd.schedules import DecidingSchedule, Schedule
 class Gossip(ModelAverager):
     """In a round each worker mixes with its neighbours alone, so workers are not equal after it.
 
+    One that holds NaN or infinity is an error on it and its neighbours, who stay as they are.
     ``flush``, ``mean_of`` and synchronous steps at first are of all workers and exact. Workers
     weigh by the graph, not by samples. Nothing is averaged along with a round of gossip.
 
@@ -33,6 +35,7 @@ class Gossip(ModelAverager):
 
     # Whether rows of the matrix must sum to 1, too.
     _doubly = True
+    _equal = _leaves_out = False
 
     def __init__(self, schedule: Schedule, graph: Graph, comm: Communicator | None = None) -> None:
         """Collective: schedule and graph must be equal on all ranks.
@@ -98,7 +101,9 @@ class Gossip(ModelAverager):
         before = group.traffic
         neighbours = Neighbours(group, self.graph.matrix(group.size, self.mixed))
         layouts = [(arena.names, arena.flat.size, arena.dtype.name) for arena in arenas]
-        trouble = neighbours.compare(f"{self!r} of {layouts} in round {self.mixed}", step)
+        words = f"{self!r} of {layouts} in round {self.mixed}"
+        lost = not all(all_finite(arena.flat) for arena in arenas)
+        trouble = neighbours.compare(words, step, lost=lost)
         if trouble is not None:
             self._serve(arenas, neighbours)
             raise trouble

@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from localsgd.comm import MismatchError
+from localsgd.comm import MismatchError, NotFiniteError
 from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.errors import name_ranks
 from localsgd.gossip.graphs import Matrix
 
 # Elements of a window.
@@ -36,20 +37,32 @@ class Neighbours:
         self._dests = [peer for peer in np.flatnonzero(column).tolist() if peer != rank]
         self._all = sorted({*self._sources, rank})
 
-    def compare(self, words: str, step: int) -> MismatchError | None:
+    def compare(self, words: str, step: int, *, lost: bool) -> ValueError | None:
         """What there is to raise after this round, if a neighbour is about to do something else.
 
         Both sides of such a pair find out. From here on neither sends to the other, and what a
         source would give is this rank's own.
+
+        Args:
+            lost: whether some of this rank's numbers are not finite; nobody mixes with them.
         """
         key = int.from_bytes(blake2b(words.encode(), digest_size=7).digest(), "big")
         peers = sorted({*self._sources, *self._dests})
-        header = np.array([step, key], np.int64)
+        header = np.array([-step if lost else step, key], np.int64)
         found = {peer: np.empty_like(header) for peer in peers}
         self._comm.exchange(dict.fromkeys(peers, header), found)
-        others = [peer for peer in peers if not np.array_equal(found[peer], header)]
+        differs = {peer: not np.array_equal(found[peer], header) for peer in peers}
+        others = [peer for peer in peers if differs[peer] or lost]
         self._sources = [peer for peer in self._sources if peer not in others]
         self._dests = [peer for peer in self._dests if peer not in others]
+        spoilt = {peer for peer in peers if found[peer][0] < 0}
+        spoilt |= {self._comm.rank} if lost else set()
+        if spoilt:
+            return NotFiniteError(
+                f"parameters must be finite after step {step}, got some that are not on "
+                f"{name_ranks(sorted(spoilt))}",
+                [(int(rank in spoilt), 0) for rank in range(self._comm.size)],
+            )
         if not others:
             return None
         mine, theirs = f"on rank {self._comm.rank}", f"on rank {others[0]}"

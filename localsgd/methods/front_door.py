@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from localsgd.arrays import Buffers
-from localsgd.averagers import ModelAverager
+from localsgd.averagers import RAISING, Guard, ModelAverager
 from localsgd.checks import workers_of
 from localsgd.comm import Codec
 from localsgd.comm.contract import Array, Communicator
@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     rate: Rate | None
     compress: Codec | None
     error_feedback: bool
+    guard: Guard | None
 
 
 class FrontDoor(PostLocalSGDOptimizer):
@@ -46,6 +47,7 @@ class FrontDoor(PostLocalSGDOptimizer):
         rate: Rate | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective; arguments and errors as in ``LocalSGD``."""
         if not isinstance(optim, InnerOptimizer):
@@ -53,7 +55,7 @@ class FrontDoor(PostLocalSGDOptimizer):
         if comm is None and optim.arenas:
             comm = optim.arenas[0].comm
         steps = (0, synchronous_steps) if gradients is not None else (synchronous_steps, 0)
-        setting = Setting(*steps, compress, error_feedback)
+        setting = Setting(*steps, compress, error_feedback, guard)
         averager = recipe(workers_of(comm), setting)
         super().__init__(
             optim, averager, gradients=gradients, state=state, buffers=buffers, rate=rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from localsgd.arrays import Buffers
+from localsgd.averagers import RAISING, Guard
 from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
@@ -38,6 +39,7 @@ class LocalSGD(FrontDoor):
         rate: Rate | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: numbers and options must be equal on all ranks.
 
@@ -48,7 +50,7 @@ class LocalSGD(FrontDoor):
                 averaging gradients (post-local SGD), else parameters after each step.
             comm: the workers that take part; None means those of the parameters.
             gradients, state, buffers, rate: as in ``PostLocalSGDOptimizer``.
-            compress, error_feedback: as in ``ModelAverager``.
+            compress, error_feedback, guard: as in ``ModelAverager``.
 
         Raises:
             TypeError, ValueError: for an invalid argument.
@@ -66,4 +68,5 @@ class LocalSGD(FrontDoor):
             rate=rate,
             compress=compress,
             error_feedback=error_feedback,
+            guard=guard,
         )

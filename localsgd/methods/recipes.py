@@ -12,7 +12,9 @@ from typing import Any, TypeAlias
 
 from localsgd.arrays import Plan
 from localsgd.averagers import (
+    RAISING,
     ElasticAverager,
+    Guard,
     ModelAverager,
     OverlappedAverager,
     StreamingAverager,
@@ -31,13 +33,14 @@ class Setting:
 
     Attributes:
         synchronous_steps, warmup_steps: as in ``every``; one of them is 0.
-        compress, error_feedback: as in ``ModelAverager``.
+        compress, error_feedback, guard: as in ``ModelAverager``.
     """
 
     synchronous_steps: int = 0
     warmup_steps: int = 0
     compress: Codec | None = None
     error_feedback: bool = True
+    guard: Guard | None = RAISING
 
     @property
     def steps(self) -> dict[str, Any]:
@@ -46,8 +49,9 @@ class Setting:
 
     @property
     def wire(self) -> dict[str, Any]:
-        """How rounds are compressed, by the names of arguments."""
-        return {"compress": self.compress, "error_feedback": self.error_feedback}
+        """How rounds are compressed and guarded, by the names of arguments."""
+        wire = {"compress": self.compress, "error_feedback": self.error_feedback}
+        return {**wire, "guard": self.guard}
 
     def schedule(self, comm: Communicator, period: int) -> Schedule:
         """A round every ``period`` steps, alike on all ranks. Collective."""
@@ -114,7 +118,9 @@ def overlapped(period: int, delay: int) -> Recipe:
 def easgd(period: int, beta: float, alpha: float | None) -> Recipe:
     def make(comm: Communicator, setting: Setting) -> ModelAverager:
         setting.require_exact(comm, "EASGD")
-        return ElasticAverager(setting.schedule(comm, period), comm, beta=beta, alpha=alpha)
+        return ElasticAverager(
+            setting.schedule(comm, period), comm, beta=beta, alpha=alpha, guard=setting.guard
+        )
 
     return make
 
@@ -123,7 +129,14 @@ def scaffold(period: int, check: Callable[[], object]) -> Recipe:
     """``check`` raises unless the inner optimizer is one whose steps can be controlled."""
 
     def make(comm: Communicator, setting: Setting) -> ModelAverager:
-        agreed_among(comm, "optimizers", check, lambda _: [])
+        def prepare() -> None:
+            check()
+            if setting.guard is not None and setting.guard.not_finite == "leave out":
+                raise ValueError(
+                    f"SCAFFOLD must have the rounds of all workers, got guard={setting.guard!r}"
+                )
+
+        agreed_among(comm, "optimizers", prepare, lambda _: [])
         setting.require_exact(comm, "SCAFFOLD")
         return local_sgd(period)(comm, setting)
 

@@ -10,6 +10,7 @@ from localsgd.training.state import (
     State,
     check_schedules,
     lines_of_policy,
+    reseeding,
 )
 from localsgd.training.uneven import UnevenEnds, Without
 from localsgd.training.wrapper import PostLocalSGDOptimizer
@@ -29,4 +30,5 @@ __all__ = [
     "check_schedules",
     "lines_of_policy",
     "load_together",
+    "reseeding",
 ]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from localsgd.arrays import Buffers
-from localsgd.averagers import Companion
+from localsgd.averagers import Companion, ModelAverager
 from localsgd.checks import agreed_among, words_of
-from localsgd.comm.contract import Communicator
 from localsgd.gradients import GradientStage
 from localsgd.lr import Rate
 from localsgd.training.parts import InnerOptimizer
-from localsgd.training.state import State, check_policy, lines_of_policy, state_companions
+from localsgd.training.state import (
+    State,
+    check_policy,
+    lines_of_policy,
+    reseeding,
+    state_companions,
+)
 
 _KINDS = {"gradients": GradientStage, "buffers": Buffers, "rate": Rate}
 
 
 def companions(
-    comm: Communicator,
+    averager: ModelAverager,
     optim: InnerOptimizer,
     state: State,
     gradients: GradientStage | None,
@@ -24,15 +29,17 @@ def companions(
 ) -> list[Companion]:
     """What takes part in a wrapper's rounds besides the parameters.
 
-    Collective in ``comm``, the averager's workers; without options, too: others may have some.
+    Collective among the averager's workers; without options, too: others may have some.
 
     Raises:
         TypeError, ValueError, MismatchError: as ``PostLocalSGDOptimizer``.
     """
+    comm = averager.comm
     given = {"gradients": gradients, "buffers": buffers, "rate": rate}
 
     def prepare() -> list[str]:
         check_policy(state, optim)
+        reseeding(averager.guard, state, optim)
         for name, option in given.items():
             if option is not None and not isinstance(option, _KINDS[name]):
                 raise TypeError(f"{name} must be a {_KINDS[name].__name__}, got {option!r}")

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from localsgd.averagers import Companion, Scheduled
+from localsgd.averagers import Companion, Guard, Scheduled
 from localsgd.checks import words_of
 from localsgd.comm import MismatchError
 from localsgd.comm.contract import Array, Communicator, address_of, as_bytes
@@ -247,6 +247,27 @@ def lines_of_policy(policy: State) -> list[str]:
     if isinstance(policy, Mapping):
         return [f"state[{key!r}]={words_of(policy[key])}" for key in sorted(policy)]
     return [f"state={policy!r}"]
+
+
+def reseeding(guard: Guard, policy: State, optim: object) -> Callable[[], None] | None:
+    """What gives state to a worker that was left out of a round, if the policy does not.
+
+    Raises:
+        TypeError: for an optimizer that cannot forget.
+        ValueError: for a policy that would leave the worker a part of its own.
+    """
+    if guard.not_finite != "leave out" or policy in ("mean", "reset"):
+        return None
+    if policy != "local":
+        raise ValueError(
+            "state must be 'local', 'mean' or 'reset' where a guard leaves workers out, got "
+            f"{policy!r}"
+        )
+    if not isinstance(optim, Resettable):
+        raise TypeError(
+            f"where a guard leaves workers out optim must have reset_state, got {optim!r}"
+        )
+    return optim.reset_state
 
 
 def state_companions(policy: State, optim: object) -> list[Companion]:

@@ -31,7 +31,7 @@ from localsgd.training.parts import (
     Survival,
     trained_by,
 )
-from localsgd.training.state import State
+from localsgd.training.state import State, reseeding
 from localsgd.training.uneven import Kind, UnevenEnds, Without
 
 T = TypeVar("T")
@@ -93,12 +93,14 @@ class PostLocalSGDOptimizer:
         self.survival: Survival | None = None
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
+        self._reseed: Callable[[], None] | None = None
         has_options = state != "local" or any(
             option is not None for option in (gradients, buffers, rate)
         )
         if has_options or isinstance(averager, ModelAverager):
-            comm = self._core("options").comm
-            self._along = companions(comm, optim, state, gradients, buffers, rate)
+            core = self._core("options")
+            self._along = companions(core, optim, state, gradients, buffers, rate)
+            self._reseed = reseeding(core.guard, state, optim)
 
     @property
     def along(self) -> Sequence[Companion]:
@@ -210,7 +212,7 @@ class PostLocalSGDOptimizer:
         """Averages now, as at the end of training; counts no step. Collective."""
         self._tell("flush")
         averager = self._core("flush()")
-        self._held(lambda: averager.flush(self.optim.arenas, self._along))
+        self._follow(self._held(lambda: averager.flush(self.optim.arenas, self._along)))
 
     def zero_grad(self) -> None:
         """Sets the gradients to zero, to throw them away; a step does so itself."""
@@ -324,10 +326,15 @@ class PostLocalSGDOptimizer:
         due = self.survival is not None and self._core("survival").is_due()
         if self._along:
             average = self._core("state and buffers").average_parameters
-            self._held(lambda: average(self.optim.arenas, self._along), due=due)
+            self._follow(self._held(lambda: average(self.optim.arenas, self._along), due=due))
         else:
-            count = self.averager.average_parameters
-            self._held(lambda: count(params=self.optim.arenas), due=due)
+            count, params = self.averager.average_parameters, self.optim.arenas
+            self._follow(self._held(lambda: count(params=params), due=due))
+
+    def _follow(self, held: object) -> None:
+        """After a round that this worker was left out of, makes its optimizer begin anew."""
+        if held and self._reseed is not None and self._core("a guard").left_out:
+            self._reseed()
 
     def _held(self, work: Callable[[], T], *, due: bool = True) -> T:
         return work() if self.survival is None or not due else self.survival.hold(work)

@@ -52,7 +52,7 @@ def test_it_looks_when_the_schedule_says_so_and_samples_stay() -> None:
 
 def test_what_is_no_number_is_too_far() -> None:
     arena = Arena({"x": np.zeros(1)}, solo(), grad=False)
-    averager = DynamicAverager(every(1), 10.0, solo())
+    averager = DynamicAverager(every(1), 10.0, solo(), guard=None)
     averager.begin(arena)
     assert not averager.average_parameters(arena)
     arena.flat[...] = np.nan

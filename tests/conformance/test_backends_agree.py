@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backends import DEADLINE_S, Workers
-from localsgd.comm import BFLOAT16, Communicator, run_threads, world
+from localsgd.comm import BFLOAT16, Communicator, NotFiniteError, run_threads, world
 from oracle import some_values
 
 pytestmark = pytest.mark.every_layout
@@ -69,3 +69,11 @@ def test_native_reduction_agrees_to_rounding(workers: Workers) -> None:
             np.testing.assert_allclose(library, 2 * exact, rtol=1e-5, atol=2e-4)
             rows = comm.collect(library.tobytes().hex())
             assert len(set(rows)) == 1
+    spoilt = np.array([comm.rank, np.nan if comm.rank == comm.size - 1 else 1.0])
+    own = spoilt[1]
+    with pytest.raises(NotFiniteError) as raised:
+        native.allreduce(spoilt, "mean", finite=True)
+    assert raised.value.ranks == (comm.size - 1,)
+    # A sum of small whole numbers, divided once.
+    np.testing.assert_allclose(spoilt[0], (comm.size - 1) / 2, rtol=1e-15)
+    assert spoilt[1:].tobytes() == np.array([own]).tobytes()

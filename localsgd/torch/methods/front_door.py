@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from torch.optim import Optimizer
 
+from localsgd.averagers import RAISING, Guard
 from localsgd.comm import Codec
 from localsgd.methods import Recipe, Setting
 from localsgd.torch.arrays import ModuleBuffers
@@ -25,6 +26,7 @@ class Options(TypedDict, total=False):
     buffers: ModuleBuffers | None
     compress: Codec | None
     error_feedback: bool
+    guard: Guard | None
 
 
 class FrontDoor(PostLocalSGDOptimizer):
@@ -44,9 +46,10 @@ class FrontDoor(PostLocalSGDOptimizer):
         buffers: ModuleBuffers | None = None,
         compress: Codec | None = None,
         error_feedback: bool = True,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective; arguments and errors as in ``LocalSGD``."""
-        setting = Setting(synchronous_steps, warmup_steps, compress, error_feedback)
+        setting = Setting(synchronous_steps, warmup_steps, compress, error_feedback, guard)
         averager = recipe(communicator(process_group), setting)
         super().__init__(optim, CoreAverager(averager), state=state, buffers=buffers)
 

@@ -27,7 +27,7 @@ class LocalSGD(FrontDoor):
                 hook averages gradients meanwhile.
             process_group: the workers; None means all.
             state, buffers: as in ``PostLocalSGDOptimizer``.
-            compress, error_feedback: as in ``localsgd.ModelAverager``.
+            compress, error_feedback, guard: as in ``localsgd.ModelAverager``.
 
         Raises:
             TypeError, ValueError: for an invalid argument.

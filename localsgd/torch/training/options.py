@@ -10,8 +10,8 @@ from localsgd.comm import NON_MEMBER
 from localsgd.torch.arrays import ModuleBuffers
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.comm import outside_modes
-from localsgd.torch.training.state import check_policy, state_companions
-from localsgd.training import Averager, State, lines_of_policy
+from localsgd.torch.training.state import Forgetful, check_policy, state_companions
+from localsgd.training import Averager, State, lines_of_policy, reseeding
 
 
 @outside_modes()
@@ -30,6 +30,7 @@ def companions(
 
     def prepare() -> list[str]:
         check_policy(state, optim)
+        reseeding(averager.averager.guard, state, Forgetful(optim))
         if not isinstance(buffers, ModuleBuffers | None):
             raise TypeError(f"buffers must be adopt(model).buffers, got {buffers!r}")
         rules = None if buffers is None else buffers.rules

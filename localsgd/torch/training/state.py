@@ -198,7 +198,7 @@ def _chosen(kept: tuple[str, ...], key: str | None) -> tuple[str, ...]:
     return tuple(name for name in kept if key in (None, name))
 
 
-class _Forgetful:
+class Forgetful:
     """An optimizer of torch as one that can be told to forget."""
 
     def __init__(self, optim: Optimizer) -> None:
@@ -244,4 +244,4 @@ def state_companions(policy: State, optim: Optimizer, comm: Communicator) -> lis
         return [Scheduled(TorchState(optim, comm, key), policy[key]) for key in sorted(policy)]
     if policy == "mean":
         return [TorchState(optim, comm)]
-    return [ResetState(_Forgetful(optim))] if policy == "reset" else []
+    return [ResetState(Forgetful(optim))] if policy == "reset" else []

@@ -26,6 +26,7 @@ from localsgd.torch.gradients import GradientStage
 from localsgd.torch.training.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.training.options import companions
 from localsgd.torch.training.scaling import local_step
+from localsgd.torch.training.state import Forgetful, TorchState
 from localsgd.torch.training.uneven import TorchUnevenEnds
 from localsgd.training import Averager, State, Stateful, load_together
 
@@ -208,9 +209,9 @@ class PostLocalSGDOptimizer(Optimizer):
         if self._ends is not None:
             self._ends.tell_flush()
         if self._along:
-            flush(self.param_groups, self._along)
+            self._follow(flush(self.param_groups, self._along))
         else:
-            flush(self.param_groups)
+            self._follow(flush(self.param_groups))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, or sets them to zero."""
@@ -301,6 +302,17 @@ class PostLocalSGDOptimizer(Optimizer):
         """Lets the averager count the step and average when due."""
         if self._along:
             assert isinstance(self.averager, CoreAverager)
-            self.averager.average_parameters(self.param_groups, self._along)
+            self._follow(self.averager.average_parameters(self.param_groups, self._along))
         else:
-            self.averager.average_parameters(params=self.param_groups)
+            self._follow(self.averager.average_parameters(params=self.param_groups))
+
+    def _follow(self, held: object) -> None:
+        """After a round that this worker was left out of, makes its optimizer begin anew.
+
+        Unless the round has given it the others' state.
+        """
+        if not held or not isinstance(self.averager, CoreAverager):
+            return
+        given = any(isinstance(entry, TorchState) for entry in self._along)
+        if self.averager.averager.left_out and not given:
+            Forgetful(self.optim).reset_state()
