@@ -6,6 +6,7 @@ python chaos_job.py PLAN: a JSON file with the folder, the steps, and the faults
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import hashlib
 import json
 import os
@@ -36,6 +37,8 @@ from localsgd import (
 )
 
 DEADLINE_S = 3.0
+# No job takes so long: one that does says where each of its ranks stands.
+SAYS_AFTER_S = 40.0
 COUNT = 20_000
 # Between two rounds and checkpoints; in the mean of one; behind a checkpoint; when another is lost.
 MOMENTS = ("between", "in a pass", "while saving", "in a recovery")
@@ -170,6 +173,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
 
 def main(path: str) -> None:
     plan = json.loads(Path(path).read_text())
+    faulthandler.dump_traceback_later(SAYS_AFTER_S)
     comm = localsgd.world(deadline_s=DEADLINE_S)
     report = work(plan, comm)
     (Path(plan["folder"]) / f"report-{report['number']}").write_text(json.dumps(report))

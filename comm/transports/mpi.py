@@ -345,8 +345,10 @@ def _end_together() -> None:
             _ALL[0].sort_news()
             if FAULT_TOLERANT:
                 check_all()
-            # When everybody's announcements have been taken, so have those to this process.
-            if all_here is None and MPI.Request.Testall(_ANNOUNCED):
+            # When everybody's announcements have been taken, so have those to this process. Nobody
+            # takes what groups announced from which processes were lost, and MPI does not end.
+            taken = all_here is None and (_Ending.has_lost or MPI.Request.Testall(_ANNOUNCED))
+            if taken:
                 all_here = _ALL[0].begin_barrier()
             time.sleep(_NAP_S)
 
