@@ -394,7 +394,8 @@ class Group:
 
     def check(self) -> None:
         """Raises RankFailure if another rank has failed."""
-        self._whereabouts.check([rank for rank in range(self.size) if rank != self.rank])
+        if not self.closed:
+            self._whereabouts.check([rank for rank in range(self.size) if rank != self.rank])
 
     def fail(self, error: BaseException) -> None:
         """Tells the other ranks that this one ends of an error."""

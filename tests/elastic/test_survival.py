@@ -105,6 +105,41 @@ def test_outer_momentum_is_what_it_was(hosts: str) -> None:
         np.testing.assert_allclose(values, wanted, rtol=1e-12)
 
 
+class Dying(outer.SGD):
+    """Plain averaging, in whose third round one rank raises when it has done its part."""
+
+    def __init__(self, dies: bool) -> None:
+        super().__init__(1.0)
+        self._dies = dies
+
+    def scalar_step(self) -> None:
+        return None
+
+    def update(self, block: outer.Block) -> None:
+        super().update(block)
+        if self._dies and block.round == 3:
+            raise KeyError
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1", "1+1+1"])
+def test_a_round_that_fails_in_the_middle_has_changed_nothing(hosts: str) -> None:
+    """What others have written of the mean by then is put back before they hold it again."""
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena, training = made(comm, Dying(me == 1))
+        Survival(training)
+        for step in range(1, 9):
+            arena.grad.flat[...] = noise(me, step)
+            training.step()
+        return arena.flat.copy()
+
+    found = run_threads(3, body, hosts=hosts, fault_tolerant=True)
+    wanted = written_out({0: [0, 1, 2], 6: [0, 2]}, 8, 1.0, 0.0)
+    assert len(found) == 2 and found[0].tobytes() == found[1].tobytes()
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+
+
 def test_what_a_lost_host_owned_begins_anew() -> None:
     """Its third of the model takes the mean in that round, the rest its outer step."""
 
