@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 300
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-hosts clean
+.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own 
 
 bench-methods: .venv-bench/ready ## Compare the methods on digits and characters; rewrites benchmarks/methods/README.md
 	PYTHONPATH=examples .venv-bench/bin/python -m benchmarks.methods
+
+bench-recovery: .venv-bench/ready ## Measure what faults and checkpoints cost
+	.venv-bench/bin/python -m benchmarks checkpoint_stall recovery guard_cost
 
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap

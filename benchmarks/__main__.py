@@ -29,6 +29,8 @@ SCRIPTS = (
     "overlap",
     "int8_wire",
     "extra_memory",
+    "checkpoint_stall",
+    "recovery",
     "idle_step",
     "inner",
     "torch_step",

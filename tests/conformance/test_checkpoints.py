@@ -49,7 +49,7 @@ def resume(kind: Kind, comm: Communicator, folder: Path) -> None:
         saves.close()
 
 
-@pytest.mark.layouts("1", "3", "2+2")
+@pytest.mark.one_layout
 @pytest.mark.parametrize("name", KINDS)
 def test_resuming_at_any_step_is_never_having_stopped(workers: Workers, name: str) -> None:
     """Two periods and more, in the middle of them and with rounds on their way, to the bit."""

@@ -218,6 +218,9 @@ def test_after_such_an_error_all_goes_on(workers: Workers) -> None:
 def test_ranks_of_which_some_look_get_an_error_on_each(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
         for count in (7, 40_001):
+            if comm.size == 1:
+                comm.allreduce(np.ones(count), "mean", finite=True)
+                continue
             with pytest.raises(MismatchError, match="with finite results"):
                 comm.allreduce(np.ones(count), "mean", finite=comm.rank == 1)
 
