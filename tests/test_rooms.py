@@ -75,7 +75,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch.arrays", "torch.averagers", "torch.gradients"),
     },
     "torch.methods": {
-        *("comm", "comm.contract", "checks", "arrays", "training", "methods", "torch.comm"),
+        *(
+            "comm",
+            "comm.contract",
+            "checks",
+            "arrays",
+            "averagers",
+            "training",
+            "methods",
+            "torch.comm",
+        ),
         *("torch.arrays", "torch.averagers", "torch.training"),
     },
     "torch.checkpoint": {

@@ -5,7 +5,7 @@ from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
-from localsgd.averagers.elastic import ElasticAverager
+from localsgd.averagers.elastic import Ahead, ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.oneshot import average_parameters
@@ -17,6 +17,7 @@ from localsgd.averagers.sparse_rounds import SparseAverager
 from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
+    "Ahead",
     "Companion",
     "DirectionalAverager",
     "DynamicAverager",

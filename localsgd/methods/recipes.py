@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from localsgd.arrays import Plan
 from localsgd.averagers import (
+    Ahead,
     ElasticAverager,
     ModelAverager,
     OverlappedAverager,
@@ -111,10 +112,14 @@ def overlapped(period: int, delay: int) -> Recipe:
     )
 
 
-def easgd(period: int, beta: float, alpha: float | None) -> Recipe:
+def easgd(
+    period: int, beta: float, alpha: float | None, ahead: Callable[[], Ahead | None] = lambda: None
+) -> Recipe:
     def make(comm: Communicator, setting: Setting) -> ModelAverager:
         setting.require_exact(comm, "EASGD")
-        return ElasticAverager(setting.schedule(comm, period), comm, beta=beta, alpha=alpha)
+        schedule = setting.schedule(comm, period)
+        leads = agreed_among(comm, "look-aheads", ahead, lambda made: [str(made is not None)])
+        return ElasticAverager(schedule, comm, beta=beta, alpha=alpha, ahead=leads)
 
     return make
 
