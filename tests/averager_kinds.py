@@ -89,6 +89,9 @@ KINDS: dict[str, Kind] = {
     ),
     "low rank": Kind(lambda comm: LowRankAverager(every(2), 1, comm)),
     "sparse": Kind(lambda comm: SparseAverager(every(2), codecs.TopK(2, 8), comm)),
+    "sparse, 2 bits": Kind(
+        lambda comm: SparseAverager(every(2), codecs.TopK(2, 8, values=codecs.TwoBit(8)), comm)
+    ),
     "streaming": Kind(
         lambda comm: StreamingAverager(
             4, 2, comm, outer=nesterov(), delay=3, mixing=0.5, compress=codecs.E3M0(8)

@@ -1,8 +1,7 @@
 """Rounds of the few largest moves, each the mean over the workers that sent it.
 
-Source: SparseLoCo (arXiv 2508.15706); the mean over senders is DeMo's (arXiv 2411.19870). The
-paper's values go in 2 bits and its first release's by a table of 256; here they go as ``codec``
-writes them.
+Source: SparseLoCo (arXiv 2508.15706); the mean over senders is DeMo's (arXiv 2411.19870). Values go
+as ``codec`` writes them: the paper's in 2 bits, its first release's by a table of 256.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ class SparseAverager(ModelAverager):
 
         Args:
             schedule: when rounds are due; every 30 steps in the paper.
-            codec: of ``localsgd.codecs``; ``TopK(32, 4096)`` in the authors' first release.
+            codec: of ``localsgd.codecs``; in the paper 1 to 3 % in 2 bits, which are
+                ``TopK(64, 4096, values=TwoBit())``.
             comm: the workers that take part; None means ``localsgd.world()``.
             lr: the outer learning rate, at least 0.
             decay: of what was not sent, in [0, 1].

@@ -21,8 +21,8 @@ from localsgd.arrays import Arena
 from localsgd.averagers import Ahead
 from localsgd.comm.contract import Array
 
-# For every parameter that has one its name, its group, and its momentum's buffer, whose elements are
-# in the order of the arena.
+# For every parameter that has one its name, its group, and its momentum's buffer, in the order of
+# the arena's elements.
 Momenta: TypeAlias = Callable[[], Iterable[tuple[str, Mapping[str, Any], Array]]]
 
 
