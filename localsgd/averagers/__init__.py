@@ -1,12 +1,13 @@
 """What becomes of the workers' average."""
 
-from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.agreeing import agreed_schedule, checked_codec, require_carried
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import Ahead, ElasticAverager
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
+from localsgd.averagers.kept import Kept
 from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
@@ -24,6 +25,7 @@ __all__ = [
     "ElasticAverager",
     "GroupSize",
     "HierarchicalModelAverager",
+    "Kept",
     "Kind",
     "LowRankAverager",
     "ModelAverager",
@@ -36,4 +38,6 @@ __all__ = [
     "StreamingAverager",
     "agreed_schedule",
     "average_parameters",
+    "checked_codec",
+    "require_carried",
 ]
