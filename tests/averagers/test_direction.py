@@ -143,9 +143,9 @@ def test_a_codec_that_loses_nothing_changes_nothing(size: int) -> None:
 def test_bytes_are_a_means_and_norms_or_messages_of_all(size: int) -> None:
     """24,576 numbers in two tensors, one of them plain, on hosts of one worker each.
 
-    A mean sends 2 n (1 - 1/K) bytes, and a message of int8 one a number and 4 for each of 96 blocks.
-    Beside both a norm of 8 bytes goes to every other worker, and one length from the first to all,
-    which not every worker passes on.
+    A mean sends 2 n (1 - 1/K) bytes; a message of int8 has one a number and 4 for each of 96
+    blocks. Beside both a norm of 8 bytes goes to every other worker, and one length from the first
+    to all, which not every worker passes on.
     """
 
     def work(comm: Communicator, compress: codecs.Codec | None) -> int:
