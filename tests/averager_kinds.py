@@ -87,8 +87,21 @@ KINDS: dict[str, Kind] = {
     "a sample of workers": Kind(
         lambda comm: ModelAverager(every(2), comm, participation=Participation(0.5))
     ),
-    "low rank": Kind(lambda comm: LowRankAverager(every(2), 1, comm)),
+    "low rank": Kind(lambda comm: LowRankAverager(every(2), 1, comm, outer=nesterov())),
     "sparse": Kind(lambda comm: SparseAverager(every(2), codecs.TopK(2, 8), comm)),
+    "sparse, 2 bits": Kind(
+        lambda comm: SparseAverager(
+            every(2),
+            codecs.TopK(2, 8, values=codecs.TwoBit(8)),
+            comm,
+            outer=outer.using(optim.Adam, lr=0.1),
+        )
+    ),
+    "directional, compressed": Kind(
+        lambda comm: DirectionalAverager(
+            every(2), comm, plain=["b"], outer=nesterov(), compress=codecs.RandomK(0.3)
+        )
+    ),
     "streaming": Kind(
         lambda comm: StreamingAverager(
             4, 2, comm, outer=nesterov(), delay=3, mixing=0.5, compress=codecs.E3M0(8)

@@ -1,7 +1,7 @@
 """How values go over the wire: a file for each family of codecs."""
 
 from .cast import BFLOAT16, FLOAT16, Cast
-from .codec import Codec, PlacedCodec, Way, at, check, keyed
+from .codec import Codec, PlacedCodec, Way, at, check, keyed, keyed_at
 from .scaled import E3M0, Int8, Scaled, Sign, TwoBit
 from .sparse import RandomK, TopK
 
@@ -22,4 +22,5 @@ __all__ = [
     "at",
     "check",
     "keyed",
+    "keyed_at",
 ]

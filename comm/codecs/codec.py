@@ -6,6 +6,7 @@ keeps what its own message decodes to, so that every rank ends with the same bit
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -72,6 +73,12 @@ def keyed(codec: Codec, key: int) -> Codec:
     own = getattr(codec, "keyed", None)
     made: Codec = codec if own is None else own(key)
     return made
+
+
+def keyed_at(codec: Codec, *place: object) -> Codec:
+    """The codec with random numbers of its own for a place, told by what its ``repr`` names."""
+    words = repr(place).encode()
+    return keyed(codec, int.from_bytes(blake2b(words, digest_size=8).digest(), "little"))
 
 
 def require_floats(name: str, dtype: np.dtype[Any]) -> None:

@@ -1,7 +1,7 @@
 """Few of the numbers: the largest of every block, or some chosen at random; the others are zero.
 
-Sources: top-k of chunks as in DeMo (arXiv 2411.19870) and SparseLoCo (arXiv 2508.15706); random-k
-as in Stich et al., Sparsified SGD with memory (arXiv 1809.07599).
+Sources: top-k of chunks as in DeMo (arXiv 2411.19870) and SparseLoCo (arXiv 2508.15706), whose
+values go in 2 bits; random-k as in Stich et al., Sparsified SGD with memory (arXiv 1809.07599).
 """
 
 from __future__ import annotations
@@ -11,34 +11,58 @@ from typing import Any
 
 import numpy as np
 
-from .codec import Array, Message, as_float32, require_floats
+from .cast import Cast
+from .codec import Array, Codec, Message, as_float32, check, keyed, require_floats
 from .largest import largest
+from .scaled import Scaled
 
 
 class TopK:
-    """The ``k`` numbers of largest magnitude of every block, as float32, and where they are.
+    """The ``k`` numbers of largest magnitude of every block, and where they are, in two bytes each.
 
     Of a last block that is shorter, its share, at least one. Values that are not finite come first.
+    They go as float32, or as another codec writes them; the rest is zero.
     """
 
-    def __init__(self, k: int, block: int = 4096) -> None:
+    def __init__(self, k: int, block: int = 4096, *, values: Scaled | Cast | None = None) -> None:
         """
+        Args:
+            k: how many of a block, and at most so many of a shorter one.
+            block: how many numbers share their places.
+            values: how those that were chosen go, one after another; ``TwoBit()`` in SparseLoCo.
+
         Raises:
+            TypeError: if ``values`` is another codec than one of all numbers.
             ValueError: unless ``block`` is from 1 to 65,536 and ``k`` from 1 to ``block``.
         """
         if not 1 <= block <= 65_536:
             raise ValueError(f"block must be from 1 to 65536, got {block}")
         if not 1 <= k <= block:
             raise ValueError(f"k must be from 1 to the block, {block}, got {k}")
-        self.k, self.block, self.name = k, block, f"top {k} of {block}"
+        if values is not None and not isinstance(values, Scaled | Cast):
+            raise TypeError(
+                f"values must be a codec that keeps all numbers, as TwoBit(), got {values!r}"
+            )
+        self.k, self.block = k, block
+        self.values: Codec | None = values
+        self.name = f"top {k} of {block}{'' if values is None else f' in {values.name}'}"
 
     def check(self, dtype: np.dtype[Any], count: int) -> None:
         require_floats(self.name, dtype)
         if self.k > count > 0:
             raise ValueError(f"k must be at most the {count} numbers of the buffer, got {self.k}")
+        if self.values is not None:
+            check(self.values, dtype, self._sent(count))
+
+    def keyed(self, key: int) -> TopK:
+        made = TopK(self.k, self.block)
+        made.name = self.name
+        made.values = None if self.values is None else keyed(self.values, key)
+        return made
 
     def encoded_bytes(self, count: int) -> int:
-        return 6 * self._sent(count)
+        sent = self._sent(count)
+        return 2 * sent + (4 * sent if self.values is None else self.values.encoded_bytes(sent))
 
     def encode(self, values: Array, message: Message) -> None:
         values = as_float32(values)
@@ -51,13 +75,26 @@ class TopK:
         sent = self._sent(values.size)
         where = message[: 2 * sent].view(np.uint16)
         where[: places.size], where[places.size :] = places.reshape(-1), places_of_tail
-        message[2 * sent :].view(np.float32)[...] = values[self._indices(where, values.size)]
+        chosen = values[self._indices(where, values.size)]
+        if self.values is None:
+            message[2 * sent :].view(np.float32)[...] = chosen
+        else:
+            # In memory of its own, where scales begin at multiples of their size.
+            written = np.empty(self.values.encoded_bytes(sent), np.uint8)
+            self.values.encode(chosen, written)
+            message[2 * sent :] = written
 
     def decode(self, message: Message, values: Array) -> None:
         sent = self._sent(values.size)
         where = message[: 2 * sent].view(np.uint16)
+        chosen = message[2 * sent :]
+        if self.values is None:
+            chosen = chosen.view(np.float32)
+        else:
+            written, chosen = chosen.copy(), np.empty(sent, np.float32)
+            self.values.decode(written, chosen)
         values[...] = 0
-        values[self._indices(where, values.size)] = message[2 * sent :].view(np.float32)
+        values[self._indices(where, values.size)] = chosen
 
     def _sent(self, count: int) -> int:
         return count // self.block * self.k + self._of_tail(count)

@@ -1,13 +1,14 @@
 """What becomes of the workers' average."""
 
-from localsgd.averagers.agreeing import agreed_schedule
+from localsgd.averagers.agreeing import agreed_schedule, checked_codec, require_carried
 from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
-from localsgd.averagers.elastic import ElasticAverager
+from localsgd.averagers.elastic import Ahead, ElasticAverager
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
+from localsgd.averagers.kept import Kept
 from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
@@ -19,6 +20,7 @@ from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "RAISING",
+    "Ahead",
     "Companion",
     "DirectionalAverager",
     "DynamicAverager",
@@ -26,6 +28,7 @@ __all__ = [
     "GroupSize",
     "Guard",
     "HierarchicalModelAverager",
+    "Kept",
     "Kind",
     "LowRankAverager",
     "ModelAverager",
@@ -38,4 +41,6 @@ __all__ = [
     "StreamingAverager",
     "agreed_schedule",
     "average_parameters",
+    "checked_codec",
+    "require_carried",
 ]

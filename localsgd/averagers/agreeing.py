@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from localsgd.arrays import Arena
 from localsgd.averagers.participation import Participation
 from localsgd.checks import agreed_among, words_of
-from localsgd.comm import NON_MEMBER
+from localsgd.comm import NON_MEMBER, Codec
+from localsgd.comm.codecs import check
 from localsgd.comm.contract import Communicator
+from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
@@ -52,3 +55,34 @@ def agreed_participation(
         return participation
 
     return agreed_among(comm, "participations", prepare, lambda made: [repr(made)])
+
+
+def checked_codec(codec: object) -> Codec:
+    """The codec of an averager that keeps what is lost and sends it later.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for an unbiased one, with which that grows.
+    """
+    if not isinstance(codec, Codec):
+        raise TypeError(f"codec must be one of localsgd.codecs, got {codec!r}")
+    if getattr(codec, "unbiased", False):
+        raise ValueError(
+            f"codec must lose less than there is, which an unbiased one may not, got {codec.name}"
+        )
+    return codec
+
+
+def require_carried(comm: Communicator, codec: Codec | None, arenas: Sequence[Arena]) -> None:
+    """Makes sure that a codec can carry what the parameters of arenas are computed in. Collective.
+
+    Raises:
+        TypeError, ValueError, MismatchError: if it cannot.
+    """
+
+    def prepare() -> None:
+        for arena in arenas:
+            if codec is not None:
+                check(codec, work_dtype(arena.dtype), arena.flat.size)
+
+    agreed_among(comm, "codecs", prepare, lambda _: [])

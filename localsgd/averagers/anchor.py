@@ -164,6 +164,21 @@ class Anchor:
                 array[...] = theirs[key]
 
 
+def step_whole(
+    outer: OuterOptimizer, arrays: Mapping[str, Array], moved: Array, number: int
+) -> None:
+    """Takes an outer step of a whole anchor, in place, where all ranks hold the same.
+
+    Args:
+        arrays: the anchor under "anchor", and what ``outer`` keeps, all of shape ``(n,)``.
+        moved: the delta.
+        number: of this step, from 1.
+    """
+    mean = arrays[_ANCHOR] - moved
+    whole = slice(0, mean.size)
+    _Step(outer, whole, arrays, number)(whole, mean)
+
+
 class _Step:
     """One outer step of a shard.
 

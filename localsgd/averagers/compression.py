@@ -15,14 +15,13 @@ al., DoubleSqueeze (arXiv 1905.05957).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from localsgd.averagers.anchor import Flat
 from localsgd.checks import checked_count
-from localsgd.comm.codecs import Codec, Way, keyed
+from localsgd.comm.codecs import Codec, Way, keyed_at
 from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
 
@@ -62,11 +61,9 @@ class Compression:
     def at(self, part: slice, way: Way) -> Codec:
         begin = self._place_of(part.start)
         here = slice(begin, begin + part.stop - part.start)
-        words = repr((self._rank, self.rounds, way, part.start)).encode()
-        key = int.from_bytes(blake2b(words, digest_size=8).digest(), "little")
         unsent = self._unsent.get(way)
         return _Place(
-            keyed(self._codec, key),
+            keyed_at(self._codec, self._rank, self.rounds, way, part.start),
             self._agreed[here],
             None if unsent is None else unsent[here],
             is_result=way == "result",

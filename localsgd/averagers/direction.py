@@ -1,39 +1,41 @@
 """A mean that keeps lengths: of every tensor the workers' directions are averaged, and their norms.
 
-Source: Decoupled DiLoCo (arXiv 2604.21428), radial-directional averaging.
+Source: Decoupled DiLoCo (arXiv 2604.21428), radial-directional averaging. Each worker's moves may
+go through a codec before that, as in Streaming DiLoCo (arXiv 2501.18512).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers.averager import Kind, ModelAverager
-from localsgd.averagers.companion import Companion
+from localsgd.arrays import Arena
+from localsgd.averagers.agreeing import checked_codec, require_carried
 from localsgd.averagers.guard import RAISING, Guard
-from localsgd.averagers.kept import Kept
+from localsgd.averagers.messages import Messages
+from localsgd.averagers.moves import Merged, MovesAverager
 from localsgd.checks import agreed_among, workers_of
-from localsgd.comm import NON_MEMBER, NoWeight
+from localsgd.comm import Codec
 from localsgd.comm.contract import Array, Communicator
-from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
 
-class DirectionalAverager(ModelAverager):
-    """Merges what workers have moved, v = reference - params, tensor by tensor:
+class DirectionalAverager(MovesAverager):
+    """Merges what workers have moved, v = anchor - params, tensor by tensor:
 
         v = (Σ w |v| / Σ w) · φ(Σ w φ(v) / Σ w)        φ(x) = x / |x|,  φ(0) = 0
 
     where a plain mean of M orthogonal moves of length R has the length R / sqrt(M), this has R.
     Where the directions cancel to 0, and for tensors named in ``plain``, it is the weighted mean.
-    The reference is where the last round ended, of which each worker keeps a copy.
 
-    A round sends twice what a mean does: what was moved, and then the parameters, equal on all by
-    then, for an outer optimizer to step by shards with v for its delta.
+    A round sends what a mean does, and a norm for every tensor. With a codec every worker sends its
+    message to every other, of the same host as well, and v is what it decodes to; what a message
+    does not have is sent later.
+
+    Attributes:
+        plain, codec: as given.
     """
 
     _leaves_out = False
@@ -46,6 +48,7 @@ class DirectionalAverager(ModelAverager):
         plain: Sequence[str] = (),
         outer: OuterOptimizer | None = None,
         guard: Guard | None = RAISING,
+        compress: Codec | None = None,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -53,116 +56,131 @@ class DirectionalAverager(ModelAverager):
             schedule: when rounds are due.
             comm: the workers that take part; None means ``localsgd.world()``.
             plain: the parameters that take the weighted mean; embeddings in the paper.
-            outer: makes the parameters after a round of what was merged; None takes that.
             guard: as in ``ModelAverager``, but that it leaves out nobody; it looks before a round.
+            outer: makes the parameters after a round, with v for its delta; None descends it.
+            compress: how each worker's moves go; None sends them as they are.
 
         Raises:
+            TypeError, ValueError: for a codec that cannot do.
             MismatchError: on every rank, if they differ.
         """
         comm = workers_of(comm)
+
+        def prepare() -> tuple[str, ...]:
+            if compress is not None:
+                checked_codec(compress)
+            return tuple(plain)
+
         self.plain = agreed_among(
-            comm, "plain parameters", lambda: tuple(plain), lambda made: [repr(made)]
+            comm,
+            "plain parameters and codecs",
+            prepare,
+            lambda made: [repr(made), str(compress and compress.name)],
         )
-        super().__init__(schedule, comm, outer=outer, guard=guard)
-        self._kept = Kept("references")
+        self.codec = compress
+        super().__init__(schedule, comm, "directions", outer, guard)
 
-    @property
-    def begun(self) -> bool:
-        return self._kept.begun and super().begun
-
-    def begin(self, params: Arenas) -> None:
-        """As ``ModelAverager.begin``.
-
+    def _check(self, arenas: Sequence[Arena]) -> None:
+        """
         Raises:
             ValueError: if a parameter of ``plain`` is none of these.
         """
-        if self.comm is NON_MEMBER:
-            return
-        arenas = as_arenas(params)
         unknown = set(self.plain).difference(*(arena.names for arena in arenas))
         if unknown:
             raise ValueError(f"plain must name parameters, got {sorted(unknown)} that are none")
-        super().begin(arenas)
-        self._kept.begin([{"reference": arena.flat.copy()} for arena in arenas])
+        require_carried(self.comm, self.codec, arenas)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self._kept.state_dict()}
+    def _beside(self, arena: Arena, anchor: Array) -> dict[str, Array]:
+        return {} if self.codec is None else {"unsent": np.zeros_like(anchor)}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._kept.check_state_dict(state_dict)
-        super().load_state_dict(state_dict)
-        self._kept.load_state_dict(state_dict)
-
-    def _round(
+    def _merge(
         self,
-        arenas: Sequence[Arena],
+        index: int,
+        arena: Arena,
+        kept: Mapping[str, Array],
         group: Communicator,
-        along: Sequence[Companion],
-        kind: Kind,
-        step: int,
-    ) -> bool:
-        self._kept.require_begun()
-        before = [arena.flat.copy() for arena in arenas]
-        try:
-            if kind == "round" and step > self._outer.together:
-                label = f"{kind} after step {step}"
-                self._watch.look(group, arenas, self._weight(group, step), label)
-                self._merge(arenas, group, step)
-            held = super()._round(arenas, group, along, kind, step)
-        except BaseException:
-            for arena, values in zip(arenas, before, strict=True):
-                arena.flat[...] = values
-            raise
-        if held:
-            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
-                kept["reference"][...] = arena.flat
-        return held
-
-    def _merge(self, arenas: Sequence[Arena], group: Communicator, step: int) -> None:
-        """Moves all workers to where the merged move leads; nowhere if nobody weighs anything."""
-        weight, traffic = self._weight(group, step), group.traffic
-        merged = []
-        for arena, kept in zip(arenas, self._kept.arrays, strict=True):
-            moved = (kept["reference"] - arena.flat).astype(work_dtype(arena.dtype), copy=False)
-            try:
-                self._merge_moves(arena, moved, group, weight, f"moves after step {step}")
-            except NoWeight:
-                return
-            merged.append(moved)
-        for arena, kept, moved in zip(arenas, self._kept.arrays, merged, strict=True):
-            arena.flat[...] = kept["reference"] - moved
-        self.traffic += group.traffic - traffic
-
-    def _merge_moves(
-        self, arena: Arena, moved: Array, group: Communicator, weight: float | None, label: str
-    ) -> None:
-        """Makes of what a worker has moved what all have, in place."""
+        weight: float | None,
+        label: str,
+    ) -> Merged:
+        moved = kept["anchor"] - arena.flat
+        if self.codec is not None:
+            moved += kept["unsent"]
+            place = (group.rank, self._ledger.settled[0], index)
+            messages = Messages(self.codec, moved, group, weight, label, place)
+            return self._merged_messages(arena, messages, group), {"unsent": messages.unsent}
         own = moved.copy()
-        tensors = {
-            name: view.reshape(-1)
-            for name, view in arena.layout.views(moved).items()
-            if name not in self.plain
-        }
-        norms = np.array([_norm(tensor) for tensor in tensors.values()])
-        for tensor, norm in zip(tensors.values(), norms, strict=True):
-            if norm:
-                tensor /= tensor.dtype.type(norm)
+        norms = _make_directions(self._tensors(arena, moved))
         group.allreduce(moved, "mean", weight=weight, label=label)
+        if norms.size:
+            group.allreduce(norms, "mean", weight=weight, label=f"norms of {label}")
+
+        def mean() -> Array:
+            group.allreduce(own, "mean", weight=weight, label=f"plain {label}")
+            return own
+
+        self._lengthen(arena, moved, norms, mean, group)
+        return moved, {}
+
+    def _merged_messages(self, arena: Arena, messages: Messages, group: Communicator) -> Array:
+        # By their senders, whose norms all take: sums differ by a machine's vectors.
+        norms_of_all = group.gather(_norms(self._tensors(arena, messages.own)))
+        merged, norms = np.zeros_like(messages.own), np.zeros_like(norms_of_all[0])
+        for (share, sent), its in zip(messages, norms_of_all, strict=True):
+            for tensor, norm in zip(self._tensors(arena, sent).values(), its, strict=True):
+                if norm:
+                    tensor /= tensor.dtype.type(norm)
+            merged += merged.dtype.type(share) * sent
+            norms += share * its
+
+        def mean() -> Array:
+            found = np.zeros_like(merged)
+            for share, sent in messages:
+                found += found.dtype.type(share) * sent
+            found /= found.dtype.type(messages.total)
+            return found
+
+        merged /= merged.dtype.type(messages.total)
+        self._lengthen(arena, merged, norms / messages.total, mean, group)
+        return merged
+
+    def _tensors(self, arena: Arena, flat: Array) -> dict[str, Array]:
+        """The parts of a buffer that are not plain, by name."""
+        views = arena.layout.views(flat)
+        return {n: view.reshape(-1) for n, view in views.items() if n not in self.plain}
+
+    def _lengthen(
+        self,
+        arena: Arena,
+        merged: Array,
+        norms: Array,
+        mean: Callable[[], Array],
+        group: Communicator,
+    ) -> None:
+        """Gives mean directions their lengths, in place; what has cancelled becomes the mean."""
+        tensors = self._tensors(arena, merged)
         if not tensors:
             return
-        group.allreduce(norms, "mean", weight=weight, label=f"norms of {label}")
+        lengths = _norms(tensors)
+        group.broadcast(lengths, 0)
         means: Mapping[str, Array] | None = None
-        for (name, tensor), norm in zip(tensors.items(), norms, strict=True):
-            length = _norm(tensor)
+        for (name, tensor), norm, length in zip(tensors.items(), norms, lengths, strict=True):
             if length:
                 tensor *= tensor.dtype.type(norm / length)
             elif norm:
-                if means is None:
-                    group.allreduce(own, "mean", weight=weight, label=f"plain {label}")
-                    means = arena.layout.views(own)
-                tensor[...] = means[name].reshape(-1)
+                means = means or self._tensors(arena, mean())
+                tensor[...] = means[name]
 
 
-def _norm(values: Array) -> float:
-    """The Euclidean norm, in float64, so that every rank's is the same for the same bits."""
-    return float(np.sqrt(np.square(values, dtype=np.float64).sum()))
+def _make_directions(tensors: Mapping[str, Array]) -> Array:
+    """Divides every tensor by its norm, in place, and gives the norms."""
+    norms = _norms(tensors)
+    for tensor, norm in zip(tensors.values(), norms, strict=True):
+        if norm:
+            tensor /= tensor.dtype.type(norm)
+    return norms
+
+
+def _norms(tensors: Mapping[str, Array]) -> Array:
+    """The Euclidean norms, computed in float64, shape ``(tensors,)``."""
+    squares = [np.square(tensor, dtype=np.float64).sum() for tensor in tensors.values()]
+    return np.sqrt(np.array(squares, np.float64))

@@ -8,17 +8,22 @@ gradient at the same point; to first order in the rates the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.anchor import Anchor
 from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.companion import Companion
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Array, Communicator, Update
 from localsgd.outer import SGD
 from localsgd.schedules import Schedule
+
+# For every arena how far its parameters stand ahead of where the force acts, as new arrays.
+Ahead: TypeAlias = Callable[[Sequence[Arena]], Sequence[Array]]
 
 
 class ElasticAverager(ModelAverager):
@@ -45,6 +50,7 @@ class ElasticAverager(ModelAverager):
         beta: float = 0.9,
         alpha: float | None = None,
         guard: Guard | None = RAISING,
+        ahead: Ahead | None = None,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -55,6 +61,7 @@ class ElasticAverager(ModelAverager):
             alpha: how far a worker goes to the centre, in (0, 1]; None for ``beta`` over the
                 number of workers, with which the force is symmetric.
             guard: as in ``ModelAverager``, but that it leaves out nobody and verifies nothing.
+            ahead: what parameters are ahead of where the force acts; None: nothing.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -69,8 +76,10 @@ class ElasticAverager(ModelAverager):
                 "alpha", of_centre / workers if alpha is None else alpha
             ), of_centre
 
-        rates = agreed_among(comm, "moving rates", prepare, lambda made: [repr(made)])
+        places = "ahead" if ahead is not None else "in place"
+        rates = agreed_among(comm, "moving rates", prepare, lambda made: [repr(made), places])
         self.alpha, self.beta = rates
+        self._ahead = ahead
         super().__init__(schedule, comm, outer=SGD(self.beta), guard=guard)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
@@ -82,6 +91,31 @@ class ElasticAverager(ModelAverager):
                 self._centre().gather(index, flat)
             found.update(arena.layout.views(flat))
         return found
+
+    def _round(
+        self,
+        arenas: Sequence[Arena],
+        group: Communicator,
+        along: Sequence[Companion],
+        kind: Kind,
+        step: int,
+    ) -> bool:
+        if self._ahead is None or (kind == "round" and step <= self._outer.together):
+            return super()._round(arenas, group, along, kind, step)
+        before, held = [arena.flat.copy() for arena in arenas], False
+        try:
+            for arena, lead in zip(arenas, self._ahead(arenas), strict=True):
+                arena.flat[...] -= lead
+            held = super()._round(arenas, group, along, kind, step)
+        finally:
+            if not held:
+                for arena, values in zip(arenas, before, strict=True):
+                    arena.flat[...] = values
+        # After a flush all hold the centre, and it is there that the next gradient is taken.
+        if held and kind == "round":
+            for arena, lead in zip(arenas, self._ahead(arenas), strict=True):
+                arena.flat[...] += lead
+        return held
 
     def _updates(
         self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int

@@ -36,11 +36,17 @@ class Kept:
             raise ValueError("begin(params) must be called before the first local step, got none")
 
     def begin(self, arrays: list[dict[str, Array]]) -> None:
-        """Takes these arrays, with the values that were loaded, if any were."""
-        self.arrays = arrays
+        """Takes these arrays, with the values that were loaded, if any were.
+
+        Raises:
+            ValueError: if those do not fit; then there are no arrays still.
+        """
+        loaded = {self.key: self._loaded}
         if self._loaded is not None:
-            self.load_state_dict({self.key: self._loaded})
-            self._loaded = None
+            _check_fits(arrays, self._loaded)
+        self.arrays, self._loaded = arrays, None
+        if loaded[self.key] is not None:
+            self.load_state_dict(loaded)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the arrays under the key."""
@@ -52,16 +58,8 @@ class Kept:
         """Raises ValueError if ``load_state_dict`` would, and changes nothing."""
         if not isinstance(state_dict, Mapping) or self.key not in state_dict:
             raise ValueError(f"an averager's state must have {self.key!r}, got {state_dict!r}")
-        saved = state_dict[self.key]
-        if saved is None or not self.begun:
-            return
-        for mine, theirs in zip(self.arrays, saved, strict=True):
-            for name, array in mine.items():
-                if np.shape(theirs[name]) != array.shape:
-                    raise ValueError(
-                        f"a saved {name} must have shape {array.shape}, "
-                        f"got {np.shape(theirs[name])}"
-                    )
+        if state_dict[self.key] is not None and self.begun:
+            _check_fits(self.arrays, state_dict[self.key])
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what ``check_state_dict`` has found right."""
@@ -72,3 +70,18 @@ class Kept:
         for mine, theirs in zip(self.arrays, saved, strict=True):
             for name, array in mine.items():
                 array[...] = theirs[name]
+
+
+def _check_fits(arrays: Sequence[Mapping[str, Array]], saved: Sequence[Mapping[str, Any]]) -> None:
+    if len(saved) != len(arrays):
+        raise ValueError(f"what is saved must be of {len(arrays)} arenas, got {len(saved)}")
+    for mine, theirs in zip(arrays, saved, strict=True):
+        if set(mine) != set(theirs):
+            raise ValueError(
+                f"what is saved of an arena must be {sorted(mine)}, got {sorted(theirs)}"
+            )
+        for name, array in mine.items():
+            if np.shape(theirs[name]) != array.shape:
+                raise ValueError(
+                    f"a saved {name} must have shape {array.shape}, got {np.shape(theirs[name])}"
+                )

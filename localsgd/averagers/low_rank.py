@@ -6,28 +6,24 @@ code: against what all workers' matrices came to together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers.averager import Kind, ModelAverager
-from localsgd.averagers.companion import Companion, taking_part
+from localsgd.arrays import Arena
 from localsgd.averagers.guard import RAISING, Guard
-from localsgd.averagers.kept import Kept
+from localsgd.averagers.moves import Merged, MovesAverager
 from localsgd.checks import agreed_among, checked_count, workers_of
-from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.contract import Array, Communicator
-from localsgd.comm.dtypes import work_dtype
+from localsgd.outer import OuterOptimizer
 from localsgd.schedules import Schedule
 
 
-class LowRankAverager(ModelAverager):
-    """Averages of every matrix M = residual + reference - params an approximation of low rank:
+class LowRankAverager(MovesAverager):
+    """Averages of every matrix M = residual + anchor - params an approximation of low rank:
 
         P = mean(M Q)        P = its columns, orthonormal        Q = mean(Mᵀ P)
-        residual = M - P Qᵀ        params = reference = reference - P Qᵀ
+        residual = M - P Qᵀ        params = anchor = anchor - P Qᵀ
 
     Q is where the round before ended. An array of more dimensions is a matrix of its first one and
     all others; one of a single dimension, and one that two thin matrices would not make smaller,
@@ -45,6 +41,7 @@ class LowRankAverager(ModelAverager):
         *,
         seed: int = 0,
         guard: Guard | None = RAISING,
+        outer: OuterOptimizer | None = None,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -54,6 +51,7 @@ class LowRankAverager(ModelAverager):
             comm: the workers that take part; None means ``localsgd.world()``.
             seed: of the first Q.
             guard: as in ``ModelAverager``; it looks before a round.
+            outer: makes the parameters after a round, with P Qᵀ for its delta; None descends it.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -69,103 +67,26 @@ class LowRankAverager(ModelAverager):
             ),
             lambda made: [repr(made)],
         )
-        super().__init__(schedule, comm, guard=guard)
-        self._kept = Kept("low rank")
+        super().__init__(schedule, comm, "low rank", outer, guard)
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is a reference."""
-        return self._kept.begun
+    def _beside(self, arena: Arena, anchor: Array) -> dict[str, Array]:
+        random = np.random.Generator(np.random.Philox([self._seed, arena.flat.size]))
+        width = sum(matrix.shape[1] for matrix in self._matrices(arena, anchor))
+        # Whole numbers, which every version draws alike, and no zeros.
+        right = 1.0 + random.integers(0, 1 << 16, self.rank * width) / (1 << 15)
+        right[random.integers(0, 2, right.size) == 1] *= -1
+        return {"residual": np.zeros_like(anchor), "right": right.astype(anchor.dtype)}
 
-    def begin(self, params: Arenas) -> None:
-        """Takes the parameters, equal on all workers, for the reference, or what was loaded."""
-        if self.comm is NON_MEMBER:
-            return
-        random = np.random.Generator(np.random.Philox(self._seed))
-        arrays = []
-        for arena in as_arenas(params):
-            wide = arena.flat.astype(work_dtype(arena.dtype))
-            width = sum(matrix.shape[1] for matrix in self._matrices(arena, wide))
-            # Whole numbers, which every version draws alike, and no zeros.
-            right = 1.0 + random.integers(0, 1 << 16, self.rank * width) / (1 << 15)
-            right[random.integers(0, 2, right.size) == 1] *= -1
-            arrays.append(
-                {
-                    "reference": wide,
-                    "residual": np.zeros_like(wide),
-                    "right": right.astype(wide.dtype),
-                }
-            )
-        self._kept.begin(arrays)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self._kept.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._kept.check_state_dict(state_dict)
-        super().load_state_dict(state_dict)
-        self._kept.load_state_dict(state_dict)
-
-    def _round(
+    def _merge(
         self,
-        arenas: Sequence[Arena],
-        group: Communicator,
-        along: Sequence[Companion],
-        kind: Kind,
-        step: int,
-    ) -> bool:
-        self._kept.require_begun()
-        if step <= self._outer.together:
-            held = super()._round(arenas, group, along, kind, step)
-            for kept, arena in zip(self._kept.arrays, arenas, strict=True):
-                kept["reference"][...] = arena.flat
-            return held
-        along = taking_part(along, kind, step)
-        before, weight = group.traffic, self._weight(group, step)
-        self._watch.left_out = False
-        label = ", ".join([f"{kind} after step {step}", *(entry.words for entry in along)])
-        weight = self._watch.look(group, arenas, weight, label)
-        for companion in along:
-            companion.ready(group, weight)
-        found = []
-        try:
-            for arena, kept in zip(arenas, self._kept.arrays, strict=True):
-                found.append(self._merged(arena, kept, group, weight, label))
-        except NoWeight:
-            if self._may_be_without_weight(group):
-                return False
-            raise
-        for arena, kept, (wanted, merged, right) in zip(
-            arenas, self._kept.arrays, found, strict=True
-        ):
-            # Who gives nothing has nothing in what was merged.
-            if weight != 0:
-                np.subtract(wanted, merged, out=kept["residual"])
-                # What goes as it is leaves nothing behind.
-                for plain in self._plain(arena, kept["residual"]):
-                    plain[...] = 0
-            kept["right"][...] = right
-            kept["reference"] -= merged
-            arena.flat[...] = kept["reference"]
-        for companion in along:
-            companion.join(group, weight)
-        self._decide(group, kind, step)
-        self._ledger.settle(0, step)
-        self.rounds += 1
-        self.traffic += group.traffic - before
-        self._watch.verify(group, arenas, kind, step)
-        return True
-
-    def _merged(
-        self,
+        index: int,
         arena: Arena,
         kept: Mapping[str, Array],
         group: Communicator,
         weight: float | None,
         label: str,
-    ) -> tuple[Array, Array, Array]:
-        """What this worker wants to move, what all move, and the next Q of every matrix."""
-        wanted = kept["residual"] + (kept["reference"] - arena.flat)
+    ) -> Merged:
+        wanted = kept["residual"] + (kept["anchor"] - arena.flat)
         merged, right = np.zeros_like(wanted), kept["right"].copy()
         sides = list(self._sides(arena, wanted, right))
         left = np.concatenate(
@@ -192,7 +113,14 @@ class LowRankAverager(ModelAverager):
         for (matrix, q), p in zip(self._sides(arena, merged, right), lefts, strict=True):
             for column in range(self.rank):
                 matrix += p[:, column, None] * q[:, column]
-        return wanted, merged, right
+        if weight == 0:
+            # Who gives nothing has nothing in what was merged.
+            return merged, {"right": right}
+        wanted -= merged
+        # What goes as it is leaves nothing behind.
+        for plain in self._plain(arena, wanted):
+            plain[...] = 0
+        return merged, {"right": right, "residual": wanted}
 
     def _goes_thin(self, view: Array) -> bool:
         """Whether two thin matrices have fewer numbers than this array."""

@@ -60,7 +60,7 @@ class StreamingAverager(ModelAverager):
 
         Args:
             period: steps from one round of a fragment to its next.
-            fragments: names of parameters for every fragment, as ``localsgd.fragments`` makes
+            fragments: names of parameters for every fragment, as ``localsgd.arrays`` makes
                 them; a number means so many balanced ones.
             comm: the workers that take part; None means ``localsgd.world()``.
             outer: makes a fragment's parameters after a round; None takes their mean.

@@ -7,16 +7,16 @@ compressed communication (arXiv 1902.00340), in the order of the authors' code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.averagers import Kept, checked_codec, require_carried
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.codecs import Codec, check, keyed
-from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.codecs import Codec, keyed_at
+from localsgd.comm.contract import Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import Graph
@@ -61,8 +61,7 @@ class ChocoAverager(Gossip):
         comm = workers_of(comm)
 
         def prepare() -> list[str]:
-            if not isinstance(codec, Codec):
-                raise TypeError(f"codec must be one of localsgd.codecs, got {codec!r}")
+            checked_codec(codec)
             if not 0 < checked_number("gamma", gamma) <= 1:
                 raise ValueError(f"gamma must be above 0 and at most 1, got {gamma}")
             if isinstance(graph, Graph) and graph.period != 1:
@@ -72,14 +71,12 @@ class ChocoAverager(Gossip):
         agreed_among(comm, "codecs", prepare, lambda words: words)
         self.codec, self.gamma = codec, float(gamma)
         super().__init__(schedule, graph, comm)
-        self._public: list[Array] = []
-        self._sums: list[Array] = []
-        self._loaded: Mapping[str, Any] | None = None
+        self._kept = Kept("copies")
 
     @property
     def begun(self) -> bool:
         """Whether there are public copies."""
-        return bool(self._public)
+        return self._kept.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters, equal on all workers, for the public copies, or what was loaded.
@@ -90,58 +87,25 @@ class ChocoAverager(Gossip):
         if self.comm is NON_MEMBER:
             return
         arenas = as_arenas(params)
-
-        def prepare() -> None:
-            for arena in arenas:
-                check(self.codec, arena.dtype, arena.flat.size)
-
-        agreed_among(self.comm, "codecs", prepare, lambda _: [])
-        self._public = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
-        self._sums = [copy.copy() for copy in self._public]
-        if self._loaded is not None:
-            for mine, saved in self._pairs(self._loaded):
-                mine[...] = saved
-            self._loaded = None
+        require_carried(self.comm, self.codec, arenas)
+        copies = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
+        self._kept.begin([{"public": copy, "sum": copy.copy()} for copy in copies])
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self._loaded
-        if self.begun:
-            kept = {
-                "public": [values.copy() for values in self._public],
-                "sums": [values.copy() for values in self._sums],
-            }
-        return {**super().state_dict(), "copies": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "copies" not in state_dict:
-            raise ValueError(f"the state of CHOCO-SGD must have 'copies', got {state_dict!r}")
-        saved = state_dict["copies"]
-        if saved is not None and self.begun:
-            for mine, values in self._pairs(saved):
-                if np.shape(values) != mine.shape:
-                    raise ValueError(
-                        f"saved copies must have shape {mine.shape}, got {np.shape(values)}"
-                    )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self.begun:
-            for mine, values in self._pairs(saved):
-                mine[...] = values
-        else:
-            self._public, self._sums, self._loaded = [], [], saved
-
-    def _pairs(self, saved: Mapping[str, Any]) -> list[tuple[Array, Any]]:
-        mine = [*self._public, *self._sums]
-        return list(zip(mine, [*saved["public"], *saved["sums"]], strict=True))
+        self._kept.load_state_dict(state_dict)
 
     def _mix(self, index: int, arena: Arena, neighbours: Neighbours) -> None:
-        if not self.begun:
-            raise ValueError("begin(params) must be called before the first local step, got none")
-        public, sums = self._public[index], self._sums[index]
+        self._kept.require_begun()
+        public, sums = (self._kept.arrays[index][name] for name in ("public", "sum"))
         wide = arena.flat.astype(public.dtype)
         wide += public.dtype.type(self.gamma) * (sums - public)
         arena.flat[...] = wide
-        words = repr((self.comm.rank, self.mixed, index)).encode()
-        codec = keyed(self.codec, int.from_bytes(blake2b(words, digest_size=8).digest(), "little"))
+        codec = keyed_at(self.codec, self.comm.rank, self.mixed, index)
         message = np.empty(codec.encoded_bytes(wide.size), np.uint8)
         codec.encode(arena.flat - public, message)
         moved = np.empty_like(public)

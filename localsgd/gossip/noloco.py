@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from localsgd.arrays import Arena, Arenas, as_arenas
+from localsgd.averagers import Kept
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.contract import Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import random_pairs
@@ -69,67 +70,38 @@ class NoLoCoAverager(Gossip):
         numbers = agreed_among(comm, "numbers of NoLoCo", prepare, lambda made: [repr(made)])
         self.lr, self.momentum, self.pull = numbers
         super().__init__(schedule, random_pairs(seed), comm)
-        self._slow: list[Array] = []
-        self._momenta: list[Array] = []
-        self._loaded: Mapping[str, Any] | None = None
+        self._kept = Kept("slow weights")
 
     @property
     def begun(self) -> bool:
         """Whether there are slow weights."""
-        return bool(self._slow)
+        return self._kept.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters for the slow weights, or what was loaded. Not collective."""
         if self.comm is NON_MEMBER:
             return
-        arenas = as_arenas(params)
-        self._slow = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
-        self._momenta = [np.zeros_like(slow) for slow in self._slow]
-        if self._loaded is not None:
-            for mine, saved in self._pairs(self._loaded):
-                mine[...] = saved
-            self._loaded = None
+        slow = [arena.flat.astype(work_dtype(arena.dtype)) for arena in as_arenas(params)]
+        self._kept.begin([{"slow": values, "momentum": np.zeros_like(values)} for values in slow])
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self._loaded
-        if self.begun:
-            kept = {
-                "slow": [values.copy() for values in self._slow],
-                "momenta": [values.copy() for values in self._momenta],
-            }
-        return {**super().state_dict(), "slow weights": kept}
+        return {**super().state_dict(), **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping) or "slow weights" not in state_dict:
-            raise ValueError(f"the state of NoLoCo must have 'slow weights', got {state_dict!r}")
-        saved = state_dict["slow weights"]
-        if saved is not None and self.begun:
-            for mine, values in self._pairs(saved):
-                if np.shape(values) != mine.shape:
-                    raise ValueError(
-                        f"saved slow weights must have shape {mine.shape}, got {np.shape(values)}"
-                    )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
-        if saved is not None and self.begun:
-            for mine, values in self._pairs(saved):
-                mine[...] = values
-        else:
-            self._slow, self._momenta, self._loaded = [], [], saved
-
-    def _pairs(self, saved: Mapping[str, Any]) -> list[tuple[Array, Any]]:
-        mine = [*self._slow, *self._momenta]
-        return list(zip(mine, [*saved["slow"], *saved["momenta"]], strict=True))
+        self._kept.load_state_dict(state_dict)
 
     def _all_equal(self, arenas: Sequence[Arena]) -> None:
         if not self.begun:
             self.begin(arenas)
-        for slow, arena in zip(self._slow, arenas, strict=True):
-            slow[...] = arena.flat
+        for kept, arena in zip(self._kept.arrays, arenas, strict=True):
+            kept["slow"][...] = arena.flat
 
     def _mix(self, index: int, arena: Arena, neighbours: Neighbours) -> None:
-        if not self.begun:
-            raise ValueError("begin(params) must be called before the first local step, got none")
-        slow, momenta, flat = self._slow[index], self._momenta[index], arena.flat
+        self._kept.require_begun()
+        slow, momenta = (self._kept.arrays[index][name] for name in ("slow", "momentum"))
+        flat = arena.flat
         number = slow.dtype.type
         moved = flat - slow
 

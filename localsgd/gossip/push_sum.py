@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers import Companion, Kind
+from localsgd.averagers import Companion, Kept, Kind
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
@@ -38,23 +38,23 @@ class PushSumAverager(Gossip):
         """Collective; arguments and errors as in ``Gossip``."""
         super().__init__(*args, **kwargs)
         self.weight = self._next = 1.0
-        self._numerators: list[Array] | None = None
-        self._loaded: Sequence[Any] | None = None
+        self._kept = Kept("numerators")
 
     @property
     def begun(self) -> bool:
         """Whether there are numerators."""
-        return self._numerators is not None
+        return self._kept.begun
 
     def begin(self, params: Arenas) -> None:
         """Takes the parameters for the numerators, or what was loaded. Not collective."""
         if self.comm is NON_MEMBER:
             return
-        self._numerators = _wide(as_arenas(params))
-        if self._loaded is not None:
-            for mine, values in zip(self._numerators, self._loaded, strict=True):
-                mine[...] = values
-            self._loaded = None
+        self._kept.begin(
+            [
+                {"numerator": arena.flat.astype(work_dtype(arena.dtype))}
+                for arena in as_arenas(params)
+            ]
+        )
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The mean of the numerators with what local steps have moved; collective."""
@@ -70,29 +70,18 @@ class PushSumAverager(Gossip):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self._loaded if self._numerators is None else [x.copy() for x in self._numerators]
-        return {**super().state_dict(), "weight": self.weight, "numerators": kept}
+        return {**super().state_dict(), "weight": self.weight, **self._kept.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        for key in ("weight", "numerators"):
-            if not isinstance(state_dict, Mapping) or key not in state_dict:
-                raise ValueError(f"the state of push-sum must have {key!r}, got {state_dict!r}")
-        weight, saved = float(state_dict["weight"]), state_dict["numerators"]
+        if not isinstance(state_dict, Mapping) or "weight" not in state_dict:
+            raise ValueError(f"the state of push-sum must have 'weight', got {state_dict!r}")
+        weight = float(state_dict["weight"])
         if not weight > 0:
             raise ValueError(f"weight must be above 0, got {weight}")
-        if saved is not None and self._numerators is not None:
-            shapes = [x.shape for x in self._numerators]
-            if [np.shape(values) for values in saved] != shapes:
-                raise ValueError(
-                    f"saved numerators must have shapes {shapes}, got "
-                    f"{[np.shape(values) for values in saved]}"
-                )
+        self._kept.check_state_dict(state_dict)
         super().load_state_dict(state_dict)
         self.weight = self._next = weight
-        if saved is not None and self._numerators is not None:
-            self._numerators = [np.array(values) for values in saved]
-        else:
-            self._numerators, self._loaded = None, saved
+        self._kept.load_state_dict(state_dict)
 
     def _round(
         self,
@@ -113,11 +102,12 @@ class PushSumAverager(Gossip):
         return held
 
     def _all_equal(self, arenas: Sequence[Arena]) -> None:
-        self._next, self._numerators = 1.0, _wide(arenas)
+        self._next = 1.0
+        for kept, arena in zip(self._kept.arrays, arenas, strict=True):
+            kept["numerator"][...] = arena.flat
 
     def _mix(self, index: int, arena: Arena, neighbours: Neighbours) -> None:
-        assert self._numerators is not None
-        flat, numerator = arena.flat, self._numerators[index]
+        flat, numerator = arena.flat, self._kept.arrays[index]["numerator"]
         numerator[...] = self._moved(index, arena)
         if index == 0:
             weights = neighbours.gather(np.array([self.weight]))
@@ -132,14 +122,8 @@ class PushSumAverager(Gossip):
 
     def _moved(self, index: int, arena: Arena) -> Array:
         """The numerator, with what the parameters have moved since the last round."""
-        assert self._numerators is not None
-        numerator = self._numerators[index]
+        numerator = self._kept.arrays[index]["numerator"]
         if self.weight == 1:
             return arena.flat.astype(numerator.dtype)
         moved: Array = numerator + (arena.flat - numerator / numerator.dtype.type(self.weight))
         return moved
-
-
-def _wide(arenas: Sequence[Arena]) -> list[Array]:
-    """Copies of the parameters, in float32 for half precisions."""
-    return [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]

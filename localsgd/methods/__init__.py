@@ -7,6 +7,7 @@ from localsgd.methods.diloco import DiLoCo, StreamingDiLoCo
 from localsgd.methods.easgd import EASGD
 from localsgd.methods.front_door import FrontDoor
 from localsgd.methods.local_sgd import LocalSGD
+from localsgd.methods.look_ahead import check_nesterov, look_ahead_of
 from localsgd.methods.recipes import Recipe, Setting
 from localsgd.methods.scaffold import SCAFFOLD
 from localsgd.methods.slow_momentum import SlowMo
@@ -23,6 +24,8 @@ __all__ = [
     "Setting",
     "SlowMo",
     "StreamingDiLoCo",
+    "check_nesterov",
     "check_plain",
+    "look_ahead_of",
     "recipes",
 ]

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from localsgd.arrays import Plan
 from localsgd.averagers import (
     RAISING,
+    Ahead,
     ElasticAverager,
     Guard,
     ModelAverager,
@@ -115,11 +116,15 @@ def overlapped(period: int, delay: int) -> Recipe:
     )
 
 
-def easgd(period: int, beta: float, alpha: float | None) -> Recipe:
+def easgd(
+    period: int, beta: float, alpha: float | None, ahead: Callable[[], Ahead | None] = lambda: None
+) -> Recipe:
     def make(comm: Communicator, setting: Setting) -> ModelAverager:
         setting.require_exact(comm, "EASGD")
+        schedule = setting.schedule(comm, period)
+        leads = agreed_among(comm, "look-aheads", ahead, lambda made: [str(made is not None)])
         return ElasticAverager(
-            setting.schedule(comm, period), comm, beta=beta, alpha=alpha, guard=setting.guard
+            schedule, comm, beta=beta, alpha=alpha, guard=setting.guard, ahead=leads
         )
 
     return make

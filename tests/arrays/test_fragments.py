@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,65 @@ def test_strided_fragments_have_every_so_manieth_layer() -> None:
     assert by_kind[1] == [name for name in MODEL.names if name.endswith("w")]
 
 
+TRANSFORMER = {
+    "wte.weight": 50,
+    **{
+        f"blocks.{i}.{name}": size
+        # In the order of strings, as some libraries sort them.
+        for i in sorted(range(11), key=str)
+        for name, size in (("attn.q.weight", 9), ("attn.q.bias", 3), ("mlp.weight", 12))
+    },
+    "norm.weight": 3,
+    "head.weight": 40,
+}
+
+
+def layers_of(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(re.sub(r"^(blocks\.\d+).*", r"\1", name) for name in names))
+
+
+def test_strided_fragments_go_by_the_number_of_the_layer() -> None:
+    """Of 11 blocks of three tensors each, with the embedding and the head apart."""
+    sizes = {name: np.zeros(size) for name, size in TRANSFORMER.items()}
+    ends = ["wte.weight", "norm.weight", "head.weight"]
+    *found, apart = strided(sizes, 3, apart=ends)
+    assert apart == ends
+    for p, names in enumerate(found):
+        assert set(layers_of(names)) == {f"blocks.{i}" for i in range(p, 11, 3)}
+        assert len(names) == 3 * len(layers_of(names))
+    # What has no number is a layer where it comes.
+    first, second = strided(sizes, 2)
+    assert set(layers_of(first)) == {
+        *("wte.weight", "norm.weight"),
+        *(f"blocks.{i}" for i in range(1, 11, 2)),
+    }
+    assert set(layers_of(second)) == {*(f"blocks.{i}" for i in range(0, 11, 2)), "head.weight"}
+
+
+def test_balanced_fragments_of_a_transformer() -> None:
+    """Eleven tensors of 12, of 9 and of 3, and one more of 3: 267 in all, 89 to each of three."""
+    sizes = {name: np.zeros(size) for name, size in TRANSFORMER.items()}
+    *found, apart = balanced(sizes, 3, apart=["wte.weight", "head.weight"])
+    assert apart == ["wte.weight", "head.weight"]
+    sums = [sum(TRANSFORMER[name] for name in names) for names in found]
+    assert sum(sums) == 267 and max(sums) - min(sums) <= 3
+    assert sorted(name for names in [*found, apart] for name in names) == sorted(TRANSFORMER)
+    # Written out: the largest first, ties by name, each into the smallest sum.
+    filled, wanted = [0, 0, 0], [set[str](), set[str](), set[str]()]
+    for size in (12, 9, 3):
+        for name in sorted(n for n, s in TRANSFORMER.items() if s == size):
+            index = filled.index(min(filled))
+            wanted[index].add(name)
+            filled[index] += size
+    assert [set(names) for names in found] == wanted
+
+
+def test_a_mapping_of_arrays_is_a_model_as_its_arena_is() -> None:
+    arrays = {name: MODEL[name] for name in MODEL.names}
+    assert balanced(arrays, 3) == balanced(MODEL, 3)
+    assert strided(arrays, 3, apart=["emb"]) == strided(MODEL, 3, apart=["emb"])
+
+
 def test_several_arenas_are_one_model() -> None:
     wide = Arena({"x": np.zeros(3, np.float32)}, solo(), grad=False)
     assert balanced([arena(a=3, b=1), wide], 2) == [["a", "b"], ["x"]]
@@ -69,5 +129,8 @@ def test_plans_that_cannot_be_met_are_refused(plan: Any, error: type, message: s
 def test_more_fragments_than_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="fragments must be at most the 5 layers, got 6"):
         strided(MODEL, 6)
-    with pytest.raises(ValueError, match=r"got \['head'\]"):
-        balanced(MODEL, 2, apart=["head"])
+    with pytest.raises(ValueError, match="fragments must be at most the 4 layers, got 5"):
+        strided(MODEL, 5, apart=["emb"])
+    for make in (balanced, strided):
+        with pytest.raises(ValueError, match=r"got \['head'\]"):
+            make(MODEL, 2, apart=["head"])

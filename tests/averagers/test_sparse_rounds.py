@@ -35,6 +35,34 @@ def test_two_rounds_by_hand() -> None:
     assert run_threads(2, work) == [expected] * 2
 
 
+def test_what_two_bits_have_lost_is_sent_later() -> None:
+    """Three of four numbers go, in two bits, of which the residual keeps the rest.
+
+    Worker 0 moves by (8, 6, 2, 0): 8 and 6 are large and go as 7, and it keeps (1, -1, 0, 0).
+    Worker 1 moves by (0, 7, 1, 2): 1 and 2 go as 1.5, and it keeps (0, 0, -0.5, 0.5). The means
+    over senders are (7, 7, 1.75, 1.5). Then neither moves, and half of what was kept goes whole:
+    worker 0 sends (0.5, -0.5, 0, 0), worker 1 (0, 0, -0.25, 0.25).
+    """
+
+    def work(comm: Communicator) -> list[list[float]]:
+        arena = Arena({"w": np.zeros(4)}, comm, grad=False)
+        codec = codecs.TopK(3, 4, values=codecs.TwoBit(8))
+        averager = SparseAverager(every(1), codec, comm, decay=0.5)
+        averager.begin(arena)
+        arena["w"] -= [[8, 6, 2, 0], [0, 7, 1, 2]][comm.rank]
+        found = []
+        for _ in range(2):
+            averager.average_parameters(arena)
+            kept = averager.state_dict()["sparse"][0]["unsent"]
+            found += [arena["w"].tolist(), kept.tolist()]
+        return found
+
+    for rank, found in enumerate(run_threads(2, work)):
+        kept = [[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, -0.5, 0.5]][rank]
+        assert found[:2] == [[-7.0, -7.0, -1.75, -1.5], kept]
+        assert found[2:] == [[-7.5, -6.5, -1.5, -1.75], [0.0] * 4]
+
+
 def test_what_several_send_is_their_mean_by_weight_and_rate() -> None:
     """Both send the first number: 2 and 6 with samples 3 and 1 have the mean 3; half of it goes."""
 
@@ -66,10 +94,21 @@ def test_where_everything_is_sent_it_is_the_mean(size: int, hosts: str) -> None:
         np.testing.assert_allclose(found, np.arange(1, 9) * (size + 1) / 2, rtol=1e-15)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_every_worker_sends_its_message_to_every_other(size: int) -> None:
-    """396 bytes for 2,112 numbers: 32 in two blocks of 1,024 and 2 in one of 64."""
-    codec = codecs.TopK(32, 1024)
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        (codecs.TopK(32, 1024), 66 * (2 + 4)),
+        (codecs.TopK(32, 1024, values=codecs.TwoBit()), 66 * 2 + 17 + 8),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_worker_sends_its_message_to_every_other(
+    size: int, codec: codecs.TopK, message: int
+) -> None:
+    """Of 2,112 numbers 66: 32 in two blocks of 1,024 and 2 in one of 64. Places have two bytes;
+
+    in two bits 66 numbers are 17 bytes, and there are two levels of a block.
+    """
 
     def work(comm: Communicator) -> int:
         arena = Arena({"w": np.zeros(2112, np.float32)}, comm, grad=False)
@@ -79,14 +118,18 @@ def test_every_worker_sends_its_message_to_every_other(size: int) -> None:
         averager.average_parameters(arena)
         return averager.traffic.sent
 
-    assert codec.encoded_bytes(2112) == 396
-    assert run_threads(size, work, hosts="+".join(["1"] * size)) == [(size - 1) * 396] * size
+    assert codec.encoded_bytes(2112) == message
+    assert run_threads(size, work, hosts="+".join(["1"] * size)) == [(size - 1) * message] * size
 
 
-def test_what_is_sent_and_what_is_kept_make_up_all_moves() -> None:
-    """Closed form 11 without decay: the anchor's way and the mean of what is unsent, for one."""
+@pytest.mark.parametrize("values", [None, codecs.TwoBit(8)])
+def test_what_is_sent_and_what_is_kept_make_up_all_moves(values: codecs.TwoBit | None) -> None:
+    """Closed form 11 without decay: the anchor's way and the mean of what is unsent, for one.
+
+    Levels of two bits have 24 digits, and 1e-13 is for the rounding of their sums.
+    """
     arena = Arena({"w": np.zeros(64)}, solo(), grad=False)
-    averager = SparseAverager(every(1), codecs.TopK(3, 16), solo(), decay=1.0)
+    averager = SparseAverager(every(1), codecs.TopK(3, 16, values=values), solo(), decay=1.0)
     averager.begin(arena)
     random, moved = np.random.default_rng(0), np.zeros(64)
     for _ in range(9):
@@ -95,7 +138,7 @@ def test_what_is_sent_and_what_is_kept_make_up_all_moves() -> None:
         moved += move
         averager.average_parameters(arena)
         kept = averager.state_dict()["sparse"][0]["unsent"]
-        assert (kept - arena.flat).tolist() == moved.tolist()
+        np.testing.assert_allclose(kept - arena.flat, moved, rtol=0, atol=1e-13 * bool(values))
 
 
 def test_what_is_not_finite_is_not_lost() -> None:

@@ -49,7 +49,8 @@ class StreamingDiLoCo(FrontDoor):
 
         Args:
             fragments: how many, or the names of their parameters, as the optimizer's groups have
-                them (``torch.optim.AdamW(model.named_parameters())``).
+                them (``torch.optim.AdamW(model.named_parameters())``), and as
+                ``localsgd.arrays.strided(dict(model.named_parameters()), 4)`` makes them.
             period, delay, mixing, outer_lr, outer_momentum: as in ``localsgd.StreamingDiLoCo``.
         """
         recipe = recipes.streaming_diloco(

@@ -19,11 +19,18 @@ from localsgd.comm.codecs import (
     TopK,
     TwoBit,
     check,
+    float16_loops,
     keyed,
     largest,
     scaled_loops,
 )
 from oracle import same_bits
+
+
+def chosen_of(count: int) -> int:
+    """How many numbers ``TopK(5, 64)`` sends."""
+    return count // 64 * 5 + -(-(count % 64) * 5 // 64)
+
 
 # A codec and, for counts below, the bytes of its message as the formula has them.
 CODECS: dict[str, tuple[Codec, Any]] = {
@@ -34,7 +41,12 @@ CODECS: dict[str, tuple[Codec, Any]] = {
     "E3M0": (E3M0(64), lambda n: -(-n // 2) + 4 * -(-n // 64)),
     "2 bits": (TwoBit(64), lambda n: -(-n // 4) + 8 * -(-n // 64)),
     "sign": (Sign(64), lambda n: -(-n // 8) + 4 * -(-n // 64)),
-    "top-k": (TopK(5, 64), lambda n: 6 * (n // 64 * 5 + -(-(n % 64) * 5 // 64))),
+    "top-k": (TopK(5, 64), lambda n: 6 * chosen_of(n)),
+    "top-k, 2 bits": (
+        TopK(5, 64, values=TwoBit(64)),
+        lambda n: 2 * chosen_of(n) + -(-chosen_of(n) // 4) + 8 * -(-chosen_of(n) // 64),
+    ),
+    "top-k, float16": (TopK(5, 64, values=FLOAT16), lambda n: 4 * chosen_of(n)),
     "random-k": (RandomK(0.25), lambda n: 16 + 4 * min(n, max(1, round(n / 4)))),
 }
 COUNTS = [0, 1, 7, 64, 65, 1000, 20_001]
@@ -188,6 +200,28 @@ def test_top_k_keeps_the_largest_of_every_block() -> None:
     assert error(many, sent(TopK(5, 64), many)) <= (1 - 5 / 64) * np.square(many).sum()
 
 
+def test_top_k_in_two_bits_is_two_bits_of_what_was_chosen() -> None:
+    """Chosen are 3, -4, 6, -5 and 9; their mean square is 33.4, and above 5.67 are 6 and 9.
+
+    Of 3, 4 and 5 the mean is 4, of the others 7.5.
+    """
+    values = np.array([3, -1, 2, -4, 0, 1, 6, -5, 9, -8], np.float32)
+    found = sent(TopK(2, 4, values=TwoBit(8)), values)
+    assert found.tolist() == [4, 0, 0, -4, 0, 0, 7.5, -4, 7.5, 0]
+
+
+def test_top_k_hands_its_key_on() -> None:
+    values, codec = normal(640), TopK(32, 64, values=Int8(64, stochastic=True))
+    first, again, other = (sent(keyed(codec, key), values) for key in (1, 1, 2))
+    assert same_bits(first, again) and not same_bits(first, other)
+
+
+@pytest.mark.parametrize("values", [TopK(2, 4), RandomK(0.5), 2])
+def test_top_k_takes_no_codec_that_leaves_numbers_out(values: Any) -> None:
+    with pytest.raises(TypeError, match=r"values must be a codec that keeps all numbers, as TwoB"):
+        TopK(2, 4, values=values)
+
+
 @pytest.mark.parametrize("count", [8, 20_000])
 def test_of_equal_magnitudes_the_first_are_sent(count: int) -> None:
     """In short buffers and, by the compiled loop, in long ones."""
@@ -220,7 +254,7 @@ def test_an_unbiased_random_k_is_right_on_average() -> None:
     assert (np.abs(found - values) <= 6 * np.abs(values) * np.sqrt(3 / draws)).all()
 
 
-@pytest.mark.parametrize("name", ["int8", "E3M0", "top-k"])
+@pytest.mark.parametrize("name", ["int8", "E3M0", "top-k", "top-k, float16"])
 def test_compiled_loops_have_the_bits_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = normal(20_001)
     values[130:200] = 0
@@ -230,7 +264,7 @@ def test_compiled_loops_have_the_bits_of_numpy(name: str, monkeypatch: pytest.Mo
     codec = CODECS[name][0]
     messages = []
     for shortest in (1, 1 << 30):
-        for module in (scaled_loops, largest):
+        for module in (scaled_loops, largest, float16_loops):
             monkeypatch.setattr(module, "_LONG", shortest)
         message = np.empty(codec.encoded_bytes(values.size), np.uint8)
         codec.encode(values, message)

@@ -25,7 +25,7 @@ from localsgd import (
     gossip,
     run_threads,
 )
-from localsgd.comm.codecs import Int8, TopK
+from localsgd.comm.codecs import Int8, TopK, TwoBit
 
 
 def ticks() -> Callable[[], float]:
@@ -42,7 +42,7 @@ KINDS: dict[str, Callable[[Communicator], ModelAverager]] = {
     "timed": lambda comm: ModelAverager(Timed(3.0, first_period=2, clock=ticks()), comm),
     "dynamic": lambda comm: DynamicAverager(every(1), 40.0, comm),
     "directional": lambda comm: DirectionalAverager(every(2), comm, plain=["b"]),
-    "sparse": lambda comm: SparseAverager(every(2), TopK(2, 8), comm),
+    "sparse": lambda comm: SparseAverager(every(2), TopK(2, 8, values=TwoBit(8)), comm),
     "low rank": lambda comm: LowRankAverager(every(2), 1, comm),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import Parameter
 import localsgd
 import localsgd.torch as ours
 from localsgd import Arena, Communicator, optim, run_threads
+from localsgd.arrays import balanced, strided
 from torch_ranks import run_ranks
 
 SHAPES = {"a": (3, 2), "b": (5,)}
@@ -132,3 +134,36 @@ def test_a_front_door_is_saved_and_goes_on() -> None:
                     assert torch.equal(one, other)
 
     run_threads(2, work)
+
+
+def test_fragments_by_layers_of_a_module() -> None:
+    """A plan of the names that a module gives, with a part apart, gives the bits of numpy."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))
+
+    def work(comm: Communicator) -> None:
+        module = deepcopy(model)
+        named = dict(module.named_parameters())
+        plan = strided(named, 2, apart=["0.weight", "0.bias"])
+        assert plan == [
+            [f"{i}.{part}" for i in layers for part in ("weight", "bias")]
+            for layers in ((1, 3), (2,), (0,))
+        ]
+        assert balanced(named, 2) == balanced({n: p.detach().numpy() for n, p in named.items()}, 2)
+        arena = Arena({name: p.detach().numpy() for name, p in named.items()}, comm)
+        mine = localsgd.StreamingDiLoCo(optim.SGD(arena, lr=0.1), 6, plan, delay=2)
+        inner = torch.optim.SGD(module.named_parameters(), lr=0.1)
+        its = ours.StreamingDiLoCo(inner, 6, plan, delay=2, process_group=comm)
+        mine.averager.begin(arena)
+        its.averager.begin(its.param_groups)
+        for step in range(14):
+            for name, param in named.items():
+                move = np.sin(np.arange(param.numel()) + step + comm.rank).astype(np.float32)
+                arena[name][...] += move.reshape(arena[name].shape)
+                param.grad = torch.zeros_like(param)
+                param.detach().add_(torch.from_numpy(move.reshape(arena[name].shape)))
+            mine.step()
+            its.step()
+            for name, param in named.items():
+                assert param.detach().numpy().tobytes() == arena[name].tobytes()
+
+    run_threads(2, work, hosts="1+1")
