@@ -90,3 +90,31 @@ def test_bytes_are_those_of_the_closed_forms(size: int) -> None:
     part = NUMBERS // size
     message = part // 2 + 4 * math.ceil(part / 4096)
     assert (of("4 bits").max(axis=1) == 2 * (size - 1) * message).all()
+
+
+def test_four_bits_every_hundred_steps_are_a_four_hundredth() -> None:
+    """Form 13, Streaming DiLoCo's Table 1: against bfloat16 in every step; scales come on top.
+
+    One of 4 bytes for a block of 4,096 codes of half a byte is 1/512 of a message more.
+    """
+
+    def work(comm: Communicator) -> list[int]:
+        found = []
+        for streams in (False, True):
+            arena = Arena({name: np.zeros(16_384, np.float32) for name in "abcd"}, comm)
+            inner = optim.SGD(arena, lr=0.1)
+            if streams:
+                compress = codecs.E3M0(4096)
+                training = StreamingDiLoCo(inner, 100, 4, delay=1, compress=compress)
+            else:
+                training = LocalSGD(inner, 1, compress=codecs.BFLOAT16)
+            before = 0
+            for step in range(200):
+                if step == 100:
+                    before = training.averager.traffic.sent
+                training.step()
+            found.append(training.averager.traffic.sent - before)
+        return found
+
+    for synchronous, streaming in run_threads(2, work, hosts="1+1"):
+        assert synchronous / streaming == pytest.approx(400 / (1 + 1 / 512), rel=1e-12)

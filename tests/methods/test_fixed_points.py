@@ -6,6 +6,7 @@ the mean is the solution of a small linear system.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,38 +19,22 @@ from localsgd import (
     PostLocalSGDOptimizer,
     every,
     optim,
+    outer,
     run_threads,
 )
 from workers import LAYOUTS
 
 
-class OuterStep(ModelAverager):
-    """An outer step of SGD: x0 + outer_lr (mean - x0), where x0 is the last result."""
-
-    def __init__(self, comm: Communicator, arena: Arena, period: int, outer_lr: float) -> None:
-        super().__init__(every(period), comm)
-        self.anchor, self.outer_lr = arena.flat.copy(), outer_lr
-
-    def update_of(self, index: int, arena: Arena) -> Any:
-        def update(part: slice, mean: np.ndarray) -> None:
-            mean[...] = self.anchor[part] + self.outer_lr * (mean - self.anchor[part])
-
-        return update
-
-    def average_parameters(self, params: Any) -> bool:
-        fired = super().average_parameters(params)
-        if fired:
-            self.anchor[...] = params[0].flat
-        return fired
-
-
 @pytest.mark.parametrize("outer_lr", [1.0, 0.5, 1.5])
-def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -> None:
-    """x = x0 + lr (mean - x0); lr 1 is plain averaging. Workers drift by r+1 a round."""
+@pytest.mark.parametrize(("size", "hosts"), [(1, "1"), (3, "2+1")])
+def test_an_outer_step_moves_from_the_anchor_towards_the_mean(
+    size: int, hosts: str, outer_lr: float
+) -> None:
+    """Form 2: x = x0 + lr (mean - x0); of one worker, Lookahead. Workers drift by r + 1 a round."""
 
     def work(comm: Communicator) -> list[float]:
         arena = Arena({"x": np.zeros(5)}, comm)
-        averager = OuterStep(comm, arena, 2, outer_lr)
+        averager = ModelAverager(every(2), comm, outer=outer.SGD(outer_lr))
         training = PostLocalSGDOptimizer(optim.SGD(arena, lr=1.0), averager)
         seen = []
         for _ in range(6):
@@ -58,9 +43,10 @@ def test_an_outer_step_moves_from_the_anchor_towards_the_mean(outer_lr: float) -
             seen.append(arena["x"].copy())
         return [values.tolist() for values in seen[1::2]]
 
-    for rounds in run_threads(3, work, hosts="2+1"):
+    mean = (size + 1) / 2
+    for rounds in run_threads(size, work, hosts=hosts):
         np.testing.assert_allclose(
-            rounds, [[2.0 * outer_lr * k] * 5 for k in (1, 2, 3)], rtol=1e-14
+            rounds, [[mean * outer_lr * k] * 5 for k in (1, 2, 3)], rtol=1e-14
         )
 
 
@@ -72,16 +58,20 @@ def problem(rank: int, alike: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def solve(
-    size: int, hosts: str, period: int, rounds: int, *, alike: bool, outer_lr: float | None = None
+    size: int,
+    hosts: str,
+    period: int,
+    rounds: int,
+    *,
+    alike: bool,
+    made: Callable[[], outer.OuterOptimizer | None] = lambda: None,
 ) -> np.ndarray:
     """Where local gradient descent at lr 0.1 ends, equal on all ranks."""
 
     def work(comm: Communicator) -> np.ndarray:
         curvature, centre = problem(comm.rank, alike)
         arena = Arena({"x": np.zeros(3)}, comm)
-        averager = ModelAverager(every(period), comm)
-        if outer_lr is not None:
-            averager = OuterStep(comm, arena, period, outer_lr)
+        averager = ModelAverager(every(period), comm, outer=made())
         training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
         for _ in range(rounds * period):
             arena.grad["x"] = curvature @ (arena["x"] - centre)
@@ -121,11 +111,20 @@ def test_heterogeneous_workers_end_at_the_known_fixed_point(
     assert np.allclose(found, optimum, rtol=1e-6, atol=1e-9) != biased
 
 
-@pytest.mark.parametrize("outer_lr", [0.5, 1.3])
-def test_an_outer_learning_rate_leaves_the_fixed_point_where_it_is(outer_lr: float) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: outer.SGD(0.5),
+        lambda: outer.SGD(1.3),
+        lambda: outer.SGD(0.7, momentum=0.9, nesterov=True),
+        lambda: outer.SlowMo(lambda: 0.1, beta=0.6),
+    ],
+    ids=["slower", "faster", "nesterov", "slowmo"],
+)
+def test_outer_rates_and_momenta_leave_the_fixed_point_where_it_is(made: Any) -> None:
     """There the mean of the workers' moves is 0, and so is every multiple of it."""
     plain = solve(3, "2+1", 8, 100, alike=False)
-    stepped = solve(3, "2+1", 8, 200, alike=False, outer_lr=outer_lr)
+    stepped = solve(3, "2+1", 8, 300, alike=False, made=made)
     np.testing.assert_allclose(stepped, plain, rtol=1e-10, atol=1e-12)
 
 
