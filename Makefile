@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 SIZES := 1 2 3 4
-LIMIT := timeout --kill-after=10 300
+LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
