@@ -17,7 +17,7 @@ from localsgd.averagers.averager import Kind, ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.checks import agreed_among, checked_number, workers_of
-from localsgd.comm import NON_MEMBER
+from localsgd.comm import NON_MEMBER, NotFiniteError
 from localsgd.comm.contract import Array, Communicator, Update
 from localsgd.outer import SGD
 from localsgd.schedules import Schedule
@@ -49,8 +49,8 @@ class ElasticAverager(ModelAverager):
         *,
         beta: float = 0.9,
         alpha: float | None = None,
-        guard: Guard | None = RAISING,
         ahead: Ahead | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -60,8 +60,8 @@ class ElasticAverager(ModelAverager):
             beta: how far the centre goes to the mean, in (0, 1].
             alpha: how far a worker goes to the centre, in (0, 1]; None for ``beta`` over the
                 number of workers, with which the force is symmetric.
-            guard: as in ``ModelAverager``, but that it leaves out nobody and verifies nothing.
             ahead: what parameters are ahead of where the force acts; None: nothing.
+            guard: as in ``ModelAverager``, but that it leaves out nobody and verifies nothing.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -102,19 +102,23 @@ class ElasticAverager(ModelAverager):
     ) -> bool:
         if self._ahead is None or (kind == "round" and step <= self._outer.together):
             return super()._round(arenas, group, along, kind, step)
-        before, held = [arena.flat.copy() for arena in arenas], False
+        before = [arena.flat.copy() for arena in arenas]
+        held = False
         try:
-            for arena, lead in zip(arenas, self._ahead(arenas), strict=True):
-                arena.flat[...] -= lead
+            _move(arenas, [-lead for lead in self._ahead(arenas)])
             held = super()._round(arenas, group, along, kind, step)
-        finally:
-            if not held:
-                for arena, values in zip(arenas, before, strict=True):
-                    arena.flat[...] = values
-        # After a flush all hold the centre, and it is there that the next gradient is taken.
-        if held and kind == "round":
-            for arena, lead in zip(arenas, self._ahead(arenas), strict=True):
-                arena.flat[...] += lead
+        except NotFiniteError:
+            # All that is finite has had its round.
+            _move(arenas, self._ahead(arenas))
+            raise
+        except BaseException:
+            _put_back(arenas, before)
+            raise
+        if not held:
+            _put_back(arenas, before)
+        elif kind == "round":
+            # After a flush all hold the centre, and it is there that the next gradient is taken.
+            _move(arenas, self._ahead(arenas))
         return held
 
     def _updates(
@@ -149,3 +153,13 @@ def _checked_rate(name: str, value: float) -> float:
     if not 0 < rate <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
     return rate
+
+
+def _move(arenas: Sequence[Arena], by: Sequence[Array]) -> None:
+    for arena, way in zip(arenas, by, strict=True):
+        arena.flat[...] += way
+
+
+def _put_back(arenas: Sequence[Arena], values: Sequence[Array]) -> None:
+    for arena, before in zip(arenas, values, strict=True):
+        arena.flat[...] = before

@@ -124,7 +124,7 @@ def easgd(
         schedule = setting.schedule(comm, period)
         leads = agreed_among(comm, "look-aheads", ahead, lambda made: [str(made is not None)])
         return ElasticAverager(
-            schedule, comm, beta=beta, alpha=alpha, guard=setting.guard, ahead=leads
+            schedule, comm, beta=beta, alpha=alpha, ahead=leads, guard=setting.guard
         )
 
     return make

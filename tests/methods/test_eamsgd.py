@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localsgd import EASGD, Arena, Communicator, optim, run_threads, solo
+from localsgd import EASGD, Arena, Communicator, NotFiniteError, optim, run_threads, solo
 from workers import LAYOUTS, assert_named_by_all, outcomes
 
 PERIOD, STEPS, ETA, MOMENTUM, BETA = 3, 14, 0.05, 0.9, 0.8
@@ -119,6 +119,32 @@ def test_a_round_that_fails_leaves_the_parameters_where_they_were() -> None:
         return arena.flat.tobytes() == before.tobytes()
 
     assert run_threads(2, work) == [True, True]
+
+
+def test_where_a_number_is_not_finite_all_others_have_had_their_round() -> None:
+    """Each keeps its own of that number, and nothing of the momentum is counted twice."""
+
+    def work(comm: Communicator) -> tuple[list[float], list[float]]:
+        found = []
+        for spoilt in (False, True):
+            training, arena = made(comm)
+            train(training, arena, range(1, PERIOD))
+            arena.grad.flat[:] += gradient(comm.rank, PERIOD, arena.flat)
+            training.optim.step()
+            if spoilt and comm.rank == 1:
+                arena["a"][0] = np.nan
+                with pytest.raises(NotFiniteError, match=r"'a' \(number 0\)"):
+                    training.averager.average_parameters(arena)
+            elif spoilt:
+                with pytest.raises(NotFiniteError):
+                    training.averager.average_parameters(arena)
+            else:
+                training.averager.average_parameters(arena)
+            found.append(arena.flat[1:].tolist())
+        return found[0], found[1]
+
+    for whole, others in run_threads(2, work):
+        np.testing.assert_allclose(others, whole, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
