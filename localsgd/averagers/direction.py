@@ -38,8 +38,6 @@ class DirectionalAverager(MovesAverager):
         plain, codec: as given.
     """
 
-    _leaves_out = False
-
     def __init__(
         self,
         schedule: Schedule,
@@ -47,8 +45,8 @@ class DirectionalAverager(MovesAverager):
         *,
         plain: Sequence[str] = (),
         outer: OuterOptimizer | None = None,
-        guard: Guard | None = RAISING,
         compress: Codec | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -56,9 +54,9 @@ class DirectionalAverager(MovesAverager):
             schedule: when rounds are due.
             comm: the workers that take part; None means ``localsgd.world()``.
             plain: the parameters that take the weighted mean; embeddings in the paper.
-            guard: as in ``ModelAverager``, but that it leaves out nobody; it looks before a round.
             outer: makes the parameters after a round, with v for its delta; None descends it.
             compress: how each worker's moves go; None sends them as they are.
+            guard: as in ``ModelAverager``; it looks before a round.
 
         Raises:
             TypeError, ValueError: for a codec that cannot do.
@@ -78,7 +76,7 @@ class DirectionalAverager(MovesAverager):
             lambda made: [repr(made), str(compress and compress.name)],
         )
         self.codec = compress
-        super().__init__(schedule, comm, "directions", outer, guard)
+        super().__init__(schedule, comm, "directions", outer=outer, guard=guard)
 
     def _check(self, arenas: Sequence[Arena]) -> None:
         """
@@ -107,7 +105,9 @@ class DirectionalAverager(MovesAverager):
             moved += kept["unsent"]
             place = (group.rank, self._ledger.settled[0], index)
             messages = Messages(self.codec, moved, group, weight, label, place)
-            return self._merged_messages(arena, messages, group), {"unsent": messages.unsent}
+            # Who is left out keeps what it had: what it has moved is not finite.
+            later = {} if self.left_out else {"unsent": messages.unsent}
+            return self._merged_messages(arena, messages, group), later
         own = moved.copy()
         norms = _make_directions(self._tensors(arena, moved))
         group.allreduce(moved, "mean", weight=weight, label=label)

@@ -40,8 +40,8 @@ class LowRankAverager(MovesAverager):
         comm: Communicator | None = None,
         *,
         seed: int = 0,
-        guard: Guard | None = RAISING,
         outer: OuterOptimizer | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -50,8 +50,8 @@ class LowRankAverager(MovesAverager):
             rank: of the approximation, at least 1; 1 to 4 in the paper.
             comm: the workers that take part; None means ``localsgd.world()``.
             seed: of the first Q.
-            guard: as in ``ModelAverager``; it looks before a round.
             outer: makes the parameters after a round, with P Qᵀ for its delta; None descends it.
+            guard: as in ``ModelAverager``; it looks before a round.
 
         Raises:
             TypeError, ValueError: for a number out of its range.
@@ -67,7 +67,7 @@ class LowRankAverager(MovesAverager):
             ),
             lambda made: [repr(made)],
         )
-        super().__init__(schedule, comm, "low rank", outer, guard)
+        super().__init__(schedule, comm, "low rank", outer=outer, guard=guard)
 
     def _beside(self, arena: Arena, anchor: Array) -> dict[str, Array]:
         random = np.random.Generator(np.random.Philox([self._seed, arena.flat.size]))

@@ -44,6 +44,7 @@ class MovesAverager(ModelAverager):
         schedule: Schedule,
         comm: Communicator,
         key: str,
+        *,
         outer: OuterOptimizer | None,
         guard: Guard | None,
     ) -> None:
@@ -51,6 +52,7 @@ class MovesAverager(ModelAverager):
 
         Args:
             key: of what is kept, in the averager's state.
+            guard: looks before a round.
         """
         super().__init__(schedule, comm, guard=guard)
         self._whole = agreed_outer(comm, outer)
@@ -136,12 +138,12 @@ class MovesAverager(ModelAverager):
             for kept, arena in zip(self._kept.arrays, arenas, strict=True):
                 kept["anchor"][...] = arena.flat
             return held
+        self._watch.left_out = False
         along = taking_part(along, kind, step)
         before, weight = group.traffic, self._weight(group, step)
         words = "" if self.outer is None else self.outer.begin_round()
         parts = [f"{kind} after step {step}", words, *(entry.words for entry in along)]
         label = ", ".join(part for part in parts if part)
-        self._watch.left_out = False
         weight = self._watch.look(group, arenas, weight, label)
         for companion in along:
             companion.ready(group, weight)

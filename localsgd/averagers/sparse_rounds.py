@@ -44,8 +44,8 @@ class SparseAverager(MovesAverager):
         *,
         lr: float = 1.0,
         decay: float = 0.95,
-        guard: Guard | None = RAISING,
         outer: OuterOptimizer | None = None,
+        guard: Guard | None = RAISING,
     ) -> None:
         """Collective: everything must be equal on all ranks.
 
@@ -56,8 +56,8 @@ class SparseAverager(MovesAverager):
             comm: the workers that take part; None means ``localsgd.world()``.
             lr: the outer learning rate, at least 0; 1 where ``outer`` has its own.
             decay: of what was not sent, in [0, 1].
-            guard: as in ``ModelAverager``; it looks before a round.
             outer: makes the parameters after a round; None goes ``lr`` of the way.
+            guard: as in ``ModelAverager``; it looks before a round.
 
         Raises:
             TypeError, ValueError: for a number out of its range, or a codec that cannot do.
@@ -77,7 +77,7 @@ class SparseAverager(MovesAverager):
             comm, "codecs and rates", prepare, lambda made: [codec.name, *map(repr, made)]
         )
         self.codec = codec
-        super().__init__(schedule, comm, "sparse", outer, guard)
+        super().__init__(schedule, comm, "sparse", outer=outer, guard=guard)
 
     def _check(self, arenas: Sequence[Arena]) -> None:
         require_carried(self.comm, self.codec, arenas)
@@ -106,4 +106,5 @@ class SparseAverager(MovesAverager):
             of_senders += number * (sent != 0)
         np.divide(total, of_senders, out=total, where=of_senders != 0)
         total *= anchor.dtype.type(self.lr)
-        return total, {"unsent": messages.unsent}
+        # Who is left out keeps what it had: what it has moved is not finite.
+        return total, {} if self.left_out else {"unsent": messages.unsent}

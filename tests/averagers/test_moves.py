@@ -12,6 +12,7 @@ from localsgd import (
     Arena,
     Communicator,
     DirectionalAverager,
+    Guard,
     LowRankAverager,
     ModelAverager,
     SparseAverager,
@@ -113,6 +114,39 @@ def test_rounds_go_from_where_a_warm_up_ends(kind: str) -> None:
         return arena.flat.tolist()
 
     assert run_threads(2, work) == [[1.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0]] * 2
+
+
+@pytest.mark.filterwarnings("ignore:rank.* left out of a round:UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "low rank", "directional", "directional, a codec"])
+def test_who_is_left_out_takes_the_others_result_and_is_none_the_worse(kind: str) -> None:
+    """What it has kept is finite still, what all keep alike is so, and rounds go on."""
+    guard, few = Guard("leave out", verify=every(1)), codecs.TopK(2, 9)
+    kinds: dict[str, Callable[[Communicator], ModelAverager]] = {
+        "sparse": lambda comm: SparseAverager(every(1), few, comm, guard=guard),
+        "low rank": lambda comm: LowRankAverager(every(1), 1, comm, guard=guard),
+        "directional": lambda comm: DirectionalAverager(every(1), comm, guard=guard),
+        "directional, a codec": lambda comm: DirectionalAverager(
+            every(1), comm, compress=few, guard=guard
+        ),
+    }
+
+    def work(comm: Communicator) -> None:
+        arena = Arena({"m": np.zeros((3, 3)), "v": np.zeros(4)}, comm, grad=False)
+        averager = kinds[kind](comm)
+        averager.begin(arena)
+        for turn in range(4):
+            arena.flat[...] += np.sin(np.arange(13) + turn + comm.rank)
+            if turn == 1 and comm.rank == 2:
+                arena["m"][0] = np.nan
+            averager.average_parameters(arena)
+            assert averager.left_out == (turn == 1 and comm.rank == 2)
+            kept = averager.state_dict()
+            (key,) = set(kept) & {"sparse", "low rank", "directions"}
+            assert all(np.isfinite(values).all() for values in kept[key][0].values())
+            if "right" in kept[key][0]:
+                assert len({v.tobytes() for v in comm.gather(kept[key][0]["right"])}) == 1
+
+    run_threads(3, work)
 
 
 @pytest.mark.parametrize("kind", AS_MEAN)
