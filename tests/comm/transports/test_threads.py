@@ -36,6 +36,7 @@ def test_worker_that_raises_ends_the_others_and_its_error_is_raised(hosts: str) 
 def test_the_others_are_told_which_worker_raised_what() -> None:
     """Its number is that of the group which waits."""
     said: dict[int, str] = {}
+    all_said = threading.Barrier(2, timeout=60)
 
     def body(comm: Communicator) -> None:
         part = comm.split(None if comm.rank == 0 else 0)
@@ -44,6 +45,8 @@ def test_the_others_are_told_which_worker_raised_what() -> None:
         with pytest.raises(RankFailure) as caught:
             (comm if comm.rank == 0 else part).barrier()
         said[comm.rank] = f"{caught.value.ranks} {caught.value}"
+        # Who returns has left the group, which would be told as well.
+        all_said.wait()
 
     with pytest.raises(KeyError, match="no such batch"):
         run_threads(3, body, deadline_s=60)
