@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("optim", "outer", "training"),
     },
     "checkpoint": {"comm", "comm.contract", "checks", "arrays", "schedules"},
-    "elastic": {"comm", "comm.contract", "averagers", "training"},
+    "elastic": {"comm", "comm.contract", "arrays", "averagers", "training"},
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
         *("gossip", "training", "methods", "checkpoint", "elastic"),
@@ -63,11 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},
     "torch.averagers": {
-        *("comm", "comm.contract", "checks", "schedules", "averagers", "torch.comm"),
+        *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "torch.comm"),
         "torch.arrays",
     },
     "torch.gradients": {
-        *("comm", "comm.contract", "checks", "averagers", "gradients", "torch.comm"),
+        *("comm", "comm.contract", "checks", "averagers", "gradients", "training", "torch.comm"),
         *("torch.arrays", "torch.averagers"),
     },
     "torch.training": {
@@ -81,9 +81,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch.checkpoint": {
         *("comm", "comm.contract", "schedules", "checkpoint", "torch.comm", "torch.arrays"),
     },
+    "torch.elastic": {
+        *("comm.contract", "arrays", "averagers", "training", "elastic"),
+        *("torch.arrays", "torch.averagers", "torch.training"),
+    },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),
-        *("torch.methods", "torch.checkpoint", "comm"),
+        *("torch.methods", "torch.checkpoint", "torch.elastic", "comm"),
     },
 }
 # Files that other rooms import by name. The face of transports must not load MPI.

@@ -50,6 +50,7 @@ PLACES = {
     "cli": 0.6,
     "checkpoint": 0.12,
     "elastic": 0.5,
+    "torch.elastic": 0.66,
 }
 # How many letters wide a room is that stands close to others.
 NARROW = {"schedules": 24}
@@ -184,7 +185,7 @@ class Box:
     @classmethod
     def of(cls, room: str, words: Sequence[str], row: int) -> Box:
         area = room.split(".")[0]
-        place = {"comm": COMM_AT, "torch": TORCH_AT}.get(area) or PLACES[room]
+        place = PLACES.get(room) or {"comm": COMM_AT, "torch": TORCH_AT}[area]
         width = LETTER * max([1.3 * len(room), *map(len, words)]) + 16
         height = 24 + LINE * len(words)
         return cls(WIDTH * place, row + (ROW - height) // 2, width, height)

@@ -8,13 +8,13 @@ the round among themselves. So a round is held by all that are left, or it has c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from localsgd.averagers import ModelAverager
 from localsgd.comm import RankFailure, RankSilent
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.elastic.trained import Copies, Trained, TrainedArenas
 from localsgd.training import PostLocalSGDOptimizer
 
 T = TypeVar("T")
@@ -66,19 +66,19 @@ class Survival:
             TypeError: for another averager, or a part without ``regroup``.
             ValueError: for an averager that cannot go on when workers are lost.
         """
-        if not isinstance(training.averager, ModelAverager):
-            raise TypeError(
-                f"training must have an averager of localsgd.averagers, got {training.averager!r}"
-            )
+        trained = self._of(training)
         for part in parts:
             if not isinstance(part, Regrouping):
                 raise TypeError(f"parts must have regroup(), as a ShardSampler has, got {part!r}")
-        training.averager.check_regrouping()
+        trained.averager.check_regrouping()
         self.lost = 0
-        self._training, self._averager, self._parts = training, training.averager, parts
-        self._copies: list[Array] = []
+        self._trained, self._averager, self._parts = trained, trained.averager, parts
+        self._copies = Copies(trained)
         self._own, self._known = _Progress(), _Progress()
-        training.survival = self
+        trained.be_held_by(self)
+
+    def _of(self, training: Any) -> Trained:
+        return TrainedArenas(training)
 
     def hold(self, work: Callable[[], T]) -> T:
         """What ``work`` gives; done again by those that are left if a worker is lost in it.
@@ -89,52 +89,19 @@ class Survival:
             RankFailure: if the job cannot go on without those that are lost.
         """
         while True:
-            kept, begun = self._keep(), self._averager.comm.begun
+            self._copies.take()
+            begun = self._averager.comm.begun
             found: list[T] = []
             try:
                 found.append(work())
                 self._averager.comm.barrier()
             except RankFailure as failure:
-                if not self._recovery(failure, kept, begun, done=bool(found)):
+                if not self._recovery(failure, begun, done=bool(found)):
                     continue
             self._own.held += 1
             return found[0]
 
-    def _keep(self) -> dict[str, Any]:
-        """Copies of what a round may change."""
-        training, kept = self._training, dict[str, Any]()
-        flats = self._flats()
-        if [copy.size for copy in self._copies] != [flat.size for flat in flats]:
-            self._copies = [flat.copy() for flat in flats]
-        for copy, flat in zip(self._copies, flats, strict=True):
-            copy[...] = flat
-        if self._averager.begun:
-            kept["averager"] = self._averager.state_dict()
-        if training.buffers is not None:
-            kept["buffers"] = training.buffers.state_dict()
-        if any(entry is not training.buffers for entry in training.along):
-            kept["optim"] = training.optim.state_dict()
-        return kept
-
-    def _put_back(self, kept: dict[str, Any]) -> None:
-        training = self._training
-        for copy, flat in zip(self._copies, self._flats(), strict=True):
-            flat[...] = copy
-        if "averager" in kept:
-            self._averager.load_state_dict(kept["averager"])
-        if training.buffers is not None:
-            training.buffers.load_state_dict(kept["buffers"])
-        if "optim" in kept:
-            training.optim.load_state_dict(kept["optim"])
-
-    def _flats(self) -> Sequence[Array]:
-        arenas, stage = self._training.optim.arenas, self._training.gradients
-        found = [arena.flat for arena in arenas]
-        return found if stage is None else [*found, *(arena.grad.flat for arena in arenas)]
-
-    def _recovery(
-        self, failure: RankFailure, kept: dict[str, Any], begun: int, *, done: bool
-    ) -> bool:
+    def _recovery(self, failure: RankFailure, begun: int, *, done: bool) -> bool:
         """Goes on with those that are left, however many times it takes.
 
         Returns:
@@ -153,7 +120,7 @@ class Survival:
                     # Whoever knows more is here, or is lost and can tell nobody any more.
                     done, is_decided = done and known.held > own.held, True
                     if not done:
-                        self._put_back(kept)
+                        self._copies.put_back()
                 if regrouped and known.recoveries > own.recoveries:
                     # All had ended this recovery; those lost now have changed nothing since.
                     own.recoveries, shrunk, begun = known.recoveries, now, sys.maxsize
@@ -178,9 +145,8 @@ class Survival:
     def _regroup(self, shrunk: Shrunk, begun: int) -> None:
         """Shares out what the lost ones owned, and makes groups anew. Collective."""
         if self._averager.begun:
-            self._averager.regroup(self._training.optim.arenas, shrunk, begun)
-        if self._training.gradients is not None:
-            self._training.gradients.regroup()
+            self._averager.regroup(self._trained.arenas, shrunk, begun)
+        self._trained.regroup()
         for part in self._parts:
             part.regroup()
 

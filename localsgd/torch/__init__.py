@@ -13,6 +13,7 @@ from localsgd.torch.averagers import (
 )
 from localsgd.torch.checkpoint import Checkpoints
 from localsgd.torch.comm import communicator, world
+from localsgd.torch.elastic import Survival
 from localsgd.torch.gradients import GradientStage, PostLocalSGDState, post_localSGD_hook
 from localsgd.torch.methods import (
     EASGD,
@@ -41,6 +42,7 @@ __all__ = [
     "PostLocalSGDState",
     "SlowMo",
     "StreamingDiLoCo",
+    "Survival",
     "adopt",
     "average_parameters",
     "average_parameters_or_parameter_groups",

@@ -1,7 +1,7 @@
 """What a job steps: the wrapper, its parts, and how they begin, end and are saved together."""
 
 from localsgd.training.loading import load_together
-from localsgd.training.parts import Averager, InnerOptimizer, Stateful
+from localsgd.training.parts import Averager, Holder, InnerOptimizer, Stateful
 from localsgd.training.state import (
     POLICIES,
     MeanState,
@@ -18,6 +18,7 @@ from localsgd.training.wrapper import PostLocalSGDOptimizer
 __all__ = [
     "POLICIES",
     "Averager",
+    "Holder",
     "InnerOptimizer",
     "MeanState",
     "Policy",

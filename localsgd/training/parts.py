@@ -69,7 +69,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
 
 
-class Survival(Protocol):
+class Holder(Protocol):
     """What holds rounds of workers that may be lost (``localsgd.elastic``)."""
 
     def hold(self, work: Callable[[], T]) -> T:

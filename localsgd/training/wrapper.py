@@ -26,9 +26,9 @@ from localsgd.training.options import companions
 from localsgd.training.parts import (
     Averager,
     Checking,
+    Holder,
     InnerOptimizer,
     Stateful,
-    Survival,
     trained_by,
 )
 from localsgd.training.state import State, reseeding
@@ -90,7 +90,7 @@ class PostLocalSGDOptimizer:
         self.optim = optim
         self.averager = averager
         self.gradients, self.buffers, self.rate = gradients, buffers, rate
-        self.survival: Survival | None = None
+        self.survival: Holder | None = None
         self._ends: UnevenEnds | None = None
         self._along: list[Companion] = []
         self._reseed: Callable[[], None] | None = None
@@ -183,6 +183,7 @@ class PostLocalSGDOptimizer:
 
         Raises:
             TypeError: for an averager that is not one of ``localsgd.averagers``.
+            ValueError: if entered twice, or where workers may be lost (``Survival``).
             MismatchError: on every rank, if ranks stand at different steps, or those with data
                 do different things.
             RankFailure: on the others, if a rank fails before all have left.
@@ -190,6 +191,8 @@ class PostLocalSGDOptimizer:
         averager = self._core("uneven()")
         if self._ends is not None:
             raise ValueError("uneven() must not be entered twice, got a second time")
+        if self.survival is not None:
+            raise ValueError("uneven() must be without a Survival, got one")
         if averager.comm is NON_MEMBER:
             yield
             return

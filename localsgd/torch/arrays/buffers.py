@@ -126,6 +126,15 @@ class ModuleBuffers:
             target.copy_(found, non_blocking=True)
         wait_for_devices(tensors.values())
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the buffers that a round changes."""
+        return {name: copied(tensor) for name, tensor in self._joined()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Takes over what ``state_dict`` gave of the same buffers, in place."""
+        for name, tensor in self._joined():
+            tensor.detach().copy_(state_dict[name])
+
     def _joined(self) -> Iterator[tuple[str, Tensor]]:
         """Every buffer that a round changes, as it is now."""
         for name, member in self._members.items():

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from localsgd import averagers as core
+from localsgd.arrays import Arena
 from localsgd.averagers import Companion
 from localsgd.comm import NON_MEMBER, Communicator
 from localsgd.torch.arrays import (
@@ -126,6 +127,14 @@ class CoreAverager(ModelAverager):
     def begun(self) -> bool:
         """Whether parameters have their places, and outer steps something to go from."""
         return self._home is not None and self.averager.begun
+
+    def arenas(self) -> Sequence[Arena]:
+        """What holds the parameters, with their values as they are; none before the first step."""
+        if self._home is None:
+            return ()
+        with outside_modes():
+            self._home.bring()
+        return self._home.arenas
 
     def begin(self, params: Params) -> None:
         """Gives the parameters their places, as they are before the first step. Collective."""

@@ -11,8 +11,9 @@ communicator's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -24,12 +25,13 @@ from torch.autograd import Variable
 from localsgd import averagers as core
 from localsgd.checks import agreed_among, checked_count
 from localsgd.comm import NON_MEMBER, NoWeight
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Array, Communicator
 from localsgd.gradients import warmup_of
 from localsgd.torch.arrays import adopt, pin, wait_for_devices
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.comm import of_host, outside_modes
 from localsgd.torch.gradients.blocks import Block, blocks_of
+from localsgd.training import Holder
 
 After = Literal["host", "none"]
 
@@ -48,9 +50,11 @@ class GradientStage:
     Attributes:
         after: what happens after the warm-up.
         on_begin: called before gradients are averaged; None for nothing.
+        holder: averages them, again if that fails; None lets what it raises through.
     """
 
     on_begin: Callable[[], None] | None = None
+    holder: Holder | None = None
 
     @outside_modes()
     def __init__(
@@ -86,7 +90,9 @@ class GradientStage:
 
         agreed_among(comm, "gradient stages", prepare, lambda lines: lines)
         self.after, self._comm, self._averager = after, comm, averager
-        self._nearby = of_host(comm) if after == "host" and comm is not NON_MEMBER else None
+        self._nearby: Communicator | None = None
+        if comm is not NON_MEMBER:
+            self.regroup()
         params = adopt(model, comm).params
         for arena in params.whole_arenas:
             arena.add_grad()
@@ -114,6 +120,16 @@ class GradientStage:
         for param, _ in params:
             # type: torch does not annotate it
             param.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
+
+    def regroup(self) -> None:
+        """Makes the group of this host anew, as when the group has lost workers. Collective."""
+        if self.after == "host":
+            self._nearby = of_host(self._comm)
+
+    @property
+    def memory(self) -> Sequence[Array]:
+        """The memory of all gradients, where they are averaged."""
+        return [block.memory for block in self._blocks]
 
     @property
     def group(self) -> Communicator | None:
@@ -160,21 +176,30 @@ class GradientStage:
         self._check_trainable()
         params = [param for block in self._blocks for param in block.params]
         self._used[:] = [param.grad is not None and not skip for param in params]
+        reductions = [self._prepared(block) for block in self._blocks[self._begun :]]
+        reduce = partial(self._reduce, reductions)
         try:
-            for block in self._blocks[: self._begun]:
-                assert block.request is not None
-                block.request.wait()
-            for block in self._blocks[self._begun :]:
-                self._prepared(block)(group)
+            used = reduce() if self.holder is None else self.holder.hold(reduce)
         except NoWeight:
             return False
-        group.allreduce(self._used, "max", label="gradients that are used")
-        for param, used in zip(params, self._used.tolist(), strict=True):
-            _give(param, self._homes[id(param)].tensor if used else None)
+        for param, is_used in zip(params, used.tolist(), strict=True):
+            _give(param, self._homes[id(param)].tensor if is_used else None)
         wait_for_devices(params)
         if group is self._comm:
             self._averager.forget_samples()
         return True
+
+    def _reduce(self, reductions: Sequence[Callable[[Communicator], None]]) -> Array:
+        """Reduces what is left of a pass; returns which gradients are used by any worker."""
+        for block in self._blocks[: self._begun]:
+            assert block.request is not None
+            block.request.wait()
+        group, used = self.group, self._used.copy()
+        assert group is not None
+        for reduction in reductions:
+            reduction(group)
+        group.allreduce(used, "max", label="gradients that are used")
+        return used
 
     def check_step(self) -> None:
         """Before a step: raises if no pass since the last one could be followed.
@@ -218,7 +243,8 @@ class GradientStage:
             Variable._execution_engine.queue_callback(self._end_pass)
         self._bring(param)
         self._block_of[id(param)].missing.discard(id(param))
-        if len(group.topology.hosts) == 1:
+        # What is reduced in the background cannot be put back when a worker is lost in it.
+        if len(group.topology.hosts) == 1 or self.holder is not None:
             return
         while self._begun < len(self._blocks) and not self._blocks[self._begun].missing:
             block = self._blocks[self._begun]

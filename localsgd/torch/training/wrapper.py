@@ -28,7 +28,7 @@ from localsgd.torch.training.options import companions
 from localsgd.torch.training.scaling import local_step
 from localsgd.torch.training.state import Forgetful, TorchState
 from localsgd.torch.training.uneven import TorchUnevenEnds
-from localsgd.training import Averager, State, Stateful, load_together
+from localsgd.training import Averager, Holder, State, Stateful, load_together
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -38,6 +38,7 @@ class PostLocalSGDOptimizer(Optimizer):
         optim: the inner optimizer.
         averager: the averager; its ``step`` is the only counter.
         gradients: the stage that averages gradients; None if there is none.
+        survival: holds rounds, again if they fail; None lets what they raise through.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class PostLocalSGDOptimizer(Optimizer):
     optim: Optimizer
     averager: Averager
     gradients: GradientStage | None = None
+    survival: Holder | None = None
     _along: Sequence[Companion] = ()
     _ends: TorchUnevenEnds | None = None
 
@@ -104,6 +106,11 @@ class PostLocalSGDOptimizer(Optimizer):
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """The inner optimizer's defaults, the same object; nothing where it has none."""
         return getattr(self.optim, "defaults", {})
+
+    @property
+    def along(self) -> Sequence[Companion]:
+        """What is averaged with the parameters."""
+        return self._along
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one local step with the gradients, then averages when due.
@@ -177,7 +184,7 @@ class PostLocalSGDOptimizer(Optimizer):
 
         Raises:
             TypeError: for an averager that is not one of ``localsgd``.
-            ValueError: if entered twice.
+            ValueError: if entered twice, or where workers may be lost (``Survival``).
             MismatchError: on every rank, if ranks stand at different steps, or those with data
                 do different things.
             RankFailure: on the others, if a rank fails before all have left.
@@ -186,6 +193,8 @@ class PostLocalSGDOptimizer(Optimizer):
             raise TypeError(f"uneven() must have an averager of localsgd, got {self.averager!r}")
         if self._ends is not None:
             raise ValueError("uneven() must not be entered twice, got a second time")
+        if self.survival is not None:
+            raise ValueError("uneven() must be without a Survival, got one")
         if self.averager.comm is NON_MEMBER:
             yield
             return
@@ -208,10 +217,11 @@ class PostLocalSGDOptimizer(Optimizer):
             raise TypeError(f"averager must have flush(params), got {self.averager!r}")
         if self._ends is not None:
             self._ends.tell_flush()
-        if self._along:
-            self._follow(flush(self.param_groups, self._along))
+        arguments = (self.param_groups, self._along) if self._along else (self.param_groups,)
+        if self.survival is None:
+            self._follow(flush(*arguments))
         else:
-            self._follow(flush(self.param_groups))
+            self._follow(self.survival.hold(lambda: flush(*arguments)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, or sets them to zero."""
@@ -300,11 +310,19 @@ class PostLocalSGDOptimizer(Optimizer):
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""
-        if self._along:
-            assert isinstance(self.averager, CoreAverager)
-            self._follow(self.averager.average_parameters(self.param_groups, self._along))
+        if self.survival is not None and self._is_due():
+            self._follow(self.survival.hold(self._average))
         else:
-            self._follow(self.averager.average_parameters(params=self.param_groups))
+            self._follow(self._average())
+
+    def _is_due(self) -> bool:
+        return isinstance(self.averager, CoreAverager) and self.averager.averager.is_due()
+
+    def _average(self) -> object:
+        if not self._along:
+            return self.averager.average_parameters(params=self.param_groups)
+        assert isinstance(self.averager, CoreAverager)
+        return self.averager.average_parameters(self.param_groups, self._along)
 
     def _follow(self, held: object) -> None:
         """After a round that this worker was left out of, makes its optimizer begin anew.
