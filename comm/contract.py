@@ -180,11 +180,16 @@ class Shrunk:
     begun: Mapping[int, int]
     shard_of: Callable[[int, int], slice]
 
-    def then(self, later: Shrunk) -> Shrunk:
-        """Both as one, where more were lost before the first was dealt with."""
+    def then(self, later: Shrunk, put_back: int) -> Shrunk:
+        """Both as one, where more were lost before the first was dealt with.
+
+        Args:
+            put_back: how many collectives the group between had begun when all had put back what
+                they had changed. Who was lost after more of them had begun none before.
+        """
         numbers = tuple(self.numbers[rank] for rank in later.numbers)
-        # Of those that were lost later it is not known what they have changed.
-        return replace(self, numbers=numbers)
+        intact = {self.numbers[rank]: 0 for rank, begun in later.begun.items() if begun > put_back}
+        return replace(self, numbers=numbers, begun={**self.begun, **intact})
 
     @property
     def lost(self) -> tuple[int, ...]:

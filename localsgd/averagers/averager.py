@@ -213,11 +213,12 @@ class ModelAverager(Weighing):
 
     def check_regrouping(self) -> None:
         """Raises ValueError unless this averager can go on when its group loses ranks."""
-        if self._compressed.wanted:
-            raise ValueError("an averager that may lose workers must have no codec, got one")
 
     def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
         """Goes on with those that are left of the group. Collective.
+
+        If more are lost, it is called again, of all that became of the group since the last
+        ``settle_regrouping``.
 
         Args:
             params: as before the round that failed.
@@ -225,6 +226,12 @@ class ModelAverager(Weighing):
             begun: how many collectives it had begun before that round.
         """
         self._outer.regroup(as_arenas(params), shrunk, begun)
+        self._compressed.regroup(as_arenas(params), shrunk)
+
+    def settle_regrouping(self) -> None:
+        """Takes note that all have regrouped."""
+        self._outer.settle_regrouping()
+        self._compressed.settle_regrouping()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume: JSON values, and arrays of outer steps.

@@ -14,7 +14,7 @@ from localsgd.averagers.compression import Compression
 from localsgd.checks import agreed_among, checked_flag, digest_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.codecs import check
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Communicator, Shrunk
 
 
 class CompressedRounds:
@@ -49,10 +49,11 @@ class CompressedRounds:
 
         agreed_among(comm, "codecs", prepare, lambda words: words)
         self.wanted = codec is not None
-        several = comm is not NON_MEMBER and len(comm.topology.hosts) > 1
-        self._codec = codec if several else None
+        self._wanted, self._codec = codec, codec if _acts(comm) else None
         self._comm, self._feeds_back, self._together = comm, error_feedback, together
         self._kept: list[Compression] | None = None
+        # What there was before a regrouping that is not settled.
+        self._before: list[Compression] | None = None
         self._loaded: Sequence[Any] | None = None
 
     @property
@@ -89,6 +90,25 @@ class CompressedRounds:
         if self._loaded is not None:
             self._take_over(self._loaded)
             self._loaded = None
+
+    def regroup(self, buffers: Sequence[Flat], shrunk: Shrunk) -> None:
+        """Shares what is kept among those that are left of the group. Collective.
+
+        Where they are on one host rounds are exact from then on. Called again before
+        ``settle_regrouping``, it goes from what was kept before.
+        """
+        self._codec = self._wanted if _acts(self._comm) else None
+        self._before = self._before or self._kept
+        self._kept = None
+        if self._codec is not None and self._before is not None:
+            self._kept = [
+                kept.regrouped(buffer, self._comm, shrunk)
+                for kept, buffer in zip(self._before, buffers, strict=True)
+            ]
+
+    def settle_regrouping(self) -> None:
+        """Goes on with what is kept."""
+        self._before = None
 
     def codecs(
         self, buffers: Sequence[Flat], group: Communicator, step: int
@@ -148,3 +168,8 @@ class CompressedRounds:
         assert self._kept is not None
         for kept, state in zip(self._kept, saved, strict=True):
             kept.load_state_dict(state)
+
+
+def _acts(comm: Communicator) -> bool:
+    """Whether there is something to compress: what hosts send to each other."""
+    return comm is not NON_MEMBER and len(comm.topology.hosts) > 1

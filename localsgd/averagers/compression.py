@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from localsgd.averagers.anchor import Flat
+from localsgd.averagers.gathering import gathered
 from localsgd.checks import checked_count
 from localsgd.comm.codecs import Codec, Way, keyed_at
-from localsgd.comm.contract import Array, Communicator
+from localsgd.comm.contract import Array, Communicator, Shrunk
 from localsgd.comm.dtypes import work_dtype
 
 
@@ -54,6 +55,45 @@ class Compression:
         """Takes the buffer's values, equal on all ranks, for what was agreed on last."""
         for part, begin in zip(self._parts, self._ends[:-1], strict=True):
             self._agreed[begin : begin + part.stop - part.start] = buffer.flat[part]
+
+    def regrouped(self, buffer: Flat, comm: Communicator, shrunk: Shrunk) -> Compression:
+        """The same for those that are left of the group. Collective.
+
+        What was agreed on is the same on every host, so that another has what a lost rank had;
+        where nobody has it, it becomes the mean of the buffers as they are. What a lost rank's
+        host had not sent of that rank's parts is lost.
+
+        Args:
+            buffer: as before the round that failed.
+            comm: the group as it is.
+            shrunk: what became of it.
+        """
+        made = Compression(self._codec, buffer, comm, error_feedback=bool(self._unsent))
+        made.rounds, count = self.rounds, buffer.flat.size
+        agreed, lost = gathered(self._parts, self._agreed, count, comm)
+        if lost:
+            mean = buffer.flat.copy()
+            comm.allreduce(mean, "mean", label="what nobody has any more")
+            for part in lost:
+                agreed[part] = mean[part]
+        made._agreed[...] = made._own(agreed)
+        if self._unsent:
+            near = comm.split(comm.topology.host_of[comm.rank])
+            of_host, _ = gathered(self._parts, self._unsent["values"], count, near)
+            near.close()
+            owned = shrunk.shard_of(count, shrunk.numbers[comm.rank])
+            here = slice(self._place_of(owned.start), None)
+            result = self._unsent["result"][here][: owned.stop - owned.start]
+            of_all, _ = gathered([owned], result, count, comm)
+            of_owner, now = np.zeros_like(of_all), comm.shard(count)
+            of_owner[now] = of_all[now]
+            made._unsent["values"][...] = made._own(of_host)
+            made._unsent["result"][...] = made._own(of_owner)
+        return made
+
+    def _own(self, whole: Array) -> Array:
+        """The parts of this rank, one after the other."""
+        return np.concatenate([whole[:0], *(whole[part] for part in self._parts)])
 
     def encoded_bytes(self, count: int) -> int:
         return self._codec.encoded_bytes(count)

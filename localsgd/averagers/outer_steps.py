@@ -34,6 +34,8 @@ class OuterSteps:
             int(getattr(schedule, name, 0)) for name in ("synchronous_steps", "warmup_steps")
         )
         self._anchor: Anchor | None = None
+        # That of the group as it was, until a regrouping is settled.
+        self._before: Anchor | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     @property
@@ -88,11 +90,19 @@ class OuterSteps:
             self._anchor.rounds += 1
 
     def regroup(self, arenas: Sequence[Arena], shrunk: Shrunk, begun: int) -> None:
-        """Brings the shards to those that are left of the group (``regrouping``). Collective."""
+        """Brings the shards to those that are left of the group (``regrouping``). Collective.
+
+        Called again before ``settle_regrouping``, it goes from the shards as they were.
+        """
         if self.outer is not None and self._anchor is not None:
+            self._before = self._before or self._anchor
             made = Anchor(self.outer, arenas, self._comm)
-            regrouped(self._anchor, made, arenas, self._comm, shrunk, begun)
+            regrouped(self._before, made, arenas, self._comm, shrunk, begun)
             self._anchor = made
+
+    def settle_regrouping(self) -> None:
+        """Goes on with the shards as they are."""
+        self._before = None
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's shards under "outer"; nothing without an outer optimizer."""

@@ -109,10 +109,10 @@ class Survival:
             others, who had done it, too, learned of a lost worker there.
         """
         comm, own, known = self._averager.comm, self._own, self._known
-        shrunk, is_decided, regrouped = None, False, False
+        shrunk, is_decided, regrouped, put_back = None, False, False, sys.maxsize
         while True:
             now = comm.shrink(silent=failure.ranks if isinstance(failure, RankSilent) else ())
-            shrunk = now if shrunk is None else shrunk.then(now)
+            shrunk = now if shrunk is None else shrunk.then(now, put_back)
             self.lost += len(now.lost)
             try:
                 self._ask(comm)
@@ -121,9 +121,11 @@ class Survival:
                     done, is_decided = done and known.held > own.held, True
                     if not done:
                         self._copies.put_back()
+                put_back = comm.begun
                 if regrouped and known.recoveries > own.recoveries:
                     # All had ended this recovery; those lost now have changed nothing since.
                     own.recoveries, shrunk, begun = known.recoveries, now, sys.maxsize
+                    self._averager.settle_regrouping()
                 self._regroup(shrunk, begun)
                 regrouped = True
                 comm.barrier()
@@ -131,6 +133,7 @@ class Survival:
                 failure = another
                 continue
             own.recoveries += 1
+            self._averager.settle_regrouping()
             if comm.rank == 0:
                 self._tell(failure, shrunk)
             return done

@@ -15,6 +15,7 @@ from localsgd import (
     ShardSampler,
     StreamingAverager,
     Survival,
+    codecs,
     every,
     optim,
     outer,
@@ -138,6 +139,110 @@ def test_a_round_that_fails_in_the_middle_has_changed_nothing(hosts: str) -> Non
     wanted = written_out({0: [0, 1, 2], 6: [0, 2]}, 8, 1.0, 0.0)
     assert len(found) == 2 and found[0].tobytes() == found[1].tobytes()
     np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+
+
+class LostInRecovery:
+    """A part that is lost when the others regroup, once."""
+
+    def __init__(self, dies: bool) -> None:
+        self._dies = dies
+
+    def regroup(self) -> None:
+        if self._dies:
+            raise KeyError
+
+
+@pytest.mark.parametrize("hosts", ["4", "2+2", "0,1,3/2"])
+def test_outer_momentum_is_what_it_was_when_another_is_lost_in_the_recovery(hosts: str) -> None:
+    """Rank 1 before a round, and rank 3 when it has already shared out what that one owned."""
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena, training = made(comm, nesterov())
+        Survival(training, LostInRecovery(me == 3))
+        for step in range(1, 9):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) == (1, 5):
+                raise KeyError
+            training.step()
+        return arena.flat.copy()
+
+    found = run_threads(4, body, hosts=hosts, fault_tolerant=True)
+    wanted = written_out({0: [0, 1, 2, 3], 6: [0, 2]}, 8, 0.7, 0.9)
+    assert len(found) == 2 and found[0].tobytes() == found[1].tobytes()
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+
+
+def lifted(comm: Communicator, averager: ModelAverager) -> dict[str, Any]:
+    """What this rank has not sent, by the whole buffer."""
+    (kept,) = averager.state_dict()["compression"]
+    found, place = {way: np.zeros(COUNT) for way in kept["unsent"]}, 0
+    for part in comm.held(COUNT):
+        length = part.stop - part.start
+        for way, values in kept["unsent"].items():
+            found[way][part] = values[place : place + length]
+        place += length
+    return found
+
+
+@pytest.mark.parametrize("hosts", ["2+2", "0,2/1,3", "3+1", "2+1", "1+1+1"])
+def test_what_those_that_are_left_have_not_sent_is_sent_later(hosts: str) -> None:
+    """Closed form 11 across a loss: parameters and residuals have moved by the exact means.
+
+    Of what each host had not sent the share of its workers now counts; the lost rank's parts of it
+    are lost. 1e-12 for rounding in float64.
+    """
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena = Arena({"x": np.zeros(COUNT)}, comm)
+        averager = ModelAverager(every(2), comm, compress=codecs.Sign(8))
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+        Survival(training)
+        start, before = dict[str, Any](), arena.flat
+        for step in range(1, 13):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) == (1, 5):
+                raise KeyError
+            if step == 5:
+                start = {"x": before, **lifted(comm, averager)}
+            training.step()
+            before = arena.flat.copy()
+        share = len(comm.topology.neighbours(comm.rank)) / comm.size
+        return me, share, start, {"x": arena.flat.copy(), **lifted(comm, averager)}
+
+    size = sum(map(int, hosts.split("+"))) if "+" in hosts else 4
+    found = run_threads(size, body, hosts=hosts, fault_tolerant=True)
+    assert len(found) == size - 1
+
+    def total(moment: int) -> Any:
+        unsent = sum(share * at[moment]["values"] + at[moment]["result"] for _, share, *at in found)
+        return found[0][2 + moment]["x"] + unsent
+
+    left = [me for me, *_ in found]
+    moved = -0.1 * sum(noise(me, step) for me in left for step in range(5, 13)) / len(left)
+    np.testing.assert_allclose(total(1) - total(0), moved, rtol=1e-12, atol=1e-12)
+    assert len({at["x"].tobytes() for *_, at in found}) == 1
+    assert max(np.abs(at["values"]).max() for _, _, at, _ in found) > 1e-3
+
+
+def test_a_codec_has_nothing_to_do_once_one_host_is_left() -> None:
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        arena = Arena({"x": np.zeros(COUNT)}, comm)
+        averager = ModelAverager(every(2), comm, outer=nesterov(), compress=codecs.Sign(8))
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+        Survival(training)
+        for step in range(1, 9):
+            arena.grad.flat[...] = noise(me, step)
+            if (me, step) == (2, 5):
+                raise KeyError
+            training.step()
+        assert "compression" not in averager.state_dict()
+        return arena.flat.tobytes()
+
+    first, second = run_threads(3, body, hosts="2+1", fault_tolerant=True)
+    assert first == second
 
 
 def test_what_a_lost_host_owned_begins_anew() -> None:
