@@ -40,7 +40,7 @@ PLACES = {
     "lr": 0.45,
     "data": 0.53,
     "arrays": 0.295,
-    "averagers": 0.13,
+    "averagers": 0.16,
     "optim": 0.4,
     "gossip": 0.14,
     "gradients": 0.34,
@@ -52,8 +52,8 @@ PLACES = {
     "elastic": 0.5,
     "torch.elastic": 0.66,
 }
-# How many letters wide a room is that stands close to others.
-NARROW = {"schedules": 24}
+# How many letters wide a room is that stands close to others, or has many files.
+LETTERS = {"schedules": 24, "averagers": 52}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 
@@ -209,7 +209,7 @@ def drawing() -> str:
     ]
 
     words = {
-        room: textwrap.wrap(", ".join(sorted(files)), NARROW.get(room, 42))
+        room: textwrap.wrap(", ".join(sorted(files)), LETTERS.get(room, 42))
         for room, files in rooms().items()
     }
     boxes = {room: Box.of(room, words[room], (top - height[room]) * ROW) for room in below}
