@@ -170,15 +170,12 @@ class Shrunk:
             None if it was on another host.
         begun: for every rank of this host that was lost the number of collectives (``begun`` of a
             communicator) that it had begun.
-        shard_of: ``shard_of(count, number)`` is the part of a buffer of ``count`` elements that the
-            rank with that number owned.
     """
 
     before: Topology
     numbers: tuple[int, ...]
     memory_of: Callable[[Array, int], Array | None]
     begun: Mapping[int, int]
-    shard_of: Callable[[int, int], slice]
 
     def then(self, later: Shrunk, put_back: int) -> Shrunk:
         """Both as one, where more were lost before the first was dealt with.

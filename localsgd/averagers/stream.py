@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from localsgd.arrays import Arena
-from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.anchor import Anchor, resharded
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.fragment import Fragment
 from localsgd.averagers.guard import Watch
 from localsgd.comm import NotFiniteError, NoWeight
 from localsgd.comm.contract import Communicator, Request, Traffic
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 
 
 class Stream:
@@ -157,3 +158,20 @@ class Stream:
         self.away, self.held = state_dict["away"] is not None, bool(state_dict["held"])
         if self.away:
             self._fragment.load_state(state_dict["away"])
+
+
+def resized(saved: SavedStates, wire: CompressedRounds) -> dict[str, Any]:
+    """This rank's state of a fragment that a group of another size or layout has saved. Collective.
+
+    The result of a round that is on its way is known by then, and equal on all ranks.
+    """
+    own = dict(saved.own)
+    if own["anchor"] is not None:
+        own["anchor"] = resharded(saved.at("anchor"))
+    away = own["away"]
+    if away is not None and away["before"] is not None:
+        places = range(len(away["before"]))
+        before = [saved.at("away", "before", index).mean() for index in places]
+        own["away"] = {**away, "before": before}
+    own.pop("compression", None)
+    return {**own, **wire.resized_state(saved)}
