@@ -147,6 +147,9 @@ class Transport(Protocol):
 class ShrinkingTransport(Transport, Protocol):
     """One whose ranks may die."""
 
+    def end_when_stopped(self, patience_s: float) -> None:
+        """Sees to it that this rank dies when it is stopped for so long."""
+
     def shrink(self, deadline_s: float) -> tuple[Transport, Sequence[int]]:
         """The ranks that are left, and what numbers they have here. Collective among them.
 

@@ -152,6 +152,8 @@ class Group:
             self._tell_of_private_memory,
         )
         self._one_host = len(topology.hosts) == 1
+        if not self._one_host and isinstance(transport, ShrinkingTransport):
+            transport.end_when_stopped(setting.patience.fail_after_s(0.0))
         self._collective = Collective(
             self._background, self._entrance, self._board.moments, setting.clock
         )
