@@ -89,12 +89,16 @@ def lost(rng: random.Random) -> Outcome:
             step = next(iter(faults.values()))["step"]
         kind = rng.choice(ENDS_OF_A_THREAD if moment == "while saving" else ENDS)
         faults[victim] = {"step": step, "kind": kind, "moment": moment}
-    full_at = rng.choice([None, None, rng.randint(2, STEPS)])
+    full = None
+    if rng.random() < 1 / 3:
+        # One of those without room is there to the end.
+        left = rng.choice([worker for worker in workers if worker not in victims])
+        full = {"step": rng.randint(2, STEPS), "workers": [left, *victims[1:]]}
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), layout)
         outcome = Outcome([f"{fault['kind']}, {fault['moment']}" for fault in faults.values()])
-        outcome.faults += ["no room on the disk"] if full_at else []
-        outcome.violations += run.start(faults, full_at=full_at)
+        outcome.faults += ["no room on the disk"] if full else []
+        outcome.violations += run.start(faults, full=full)
         reports = run.reports()
         # One that strikes in a recovery, or behind a checkpoint, may come too late for this job.
         missing = set(workers) - set(reports)
@@ -102,7 +106,7 @@ def lost(rng: random.Random) -> Outcome:
         if missing != struck:
             outcome.violations.append(f"lost are {missing}, struck were {struck}")
         outcome.violations += run.violations(reports)
-        if full_at and not any(report["full"] for report in reports.values()):
+        if full and not any(report["full"] for report in reports.values()):
             outcome.violations.append("a checkpoint without room was not noticed")
         outcome.recoveries_s = run.recoveries_s(reports, faults)
         return outcome
@@ -172,16 +176,16 @@ class Run:
         self,
         faults: dict[int, dict[str, Any]],
         *,
-        full_at: int | None = None,
+        full: dict[str, Any] | None = None,
         kill_after: int | None = None,
     ) -> list[str]:
         """Runs a job to its end; returns what was wrong with that.
 
         Args:
-            full_at: after which step some have no room on the disk.
+            full: after which step which workers have no room on the disk.
             kill_after: kills the launcher once there is a checkpoint of at least two rounds.
         """
-        plan = {"folder": str(self.folder), "steps": STEPS, "faults": faults, "full_at": full_at}
+        plan = {"folder": str(self.folder), "steps": STEPS, "faults": faults, "full": full}
         (self.folder / "plan.json").write_text(json.dumps(plan))
         words = ["run", "--fault-tolerant", "-n", str(size_of(self.layout))]
         words += ["--layout", self.layout, str(JOB), str(self.folder / "plan.json")]

@@ -137,7 +137,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     saves = Checkpoints(folder / "saves", parts, comm, when=every(4), keep=2)
     survival = Survival(training, sampler, saves, fate)
     start = step = saves.load() or 0
-    losses, full = [], False
+    losses, full, room = [], False, plan["full"]
     batches = iter(sampler)
     while step < plan["steps"]:
         batch = next(batches, None)
@@ -154,8 +154,8 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         if averager.rounds > held:
             fate.rounds.append(time.time())
         survival.hold(lambda: saves.after(step))  # noqa: B023
-        if step == plan.get("full_at"):
-            full = survival.hold(lambda: fails_to_save(saves, step, number % 2 == 0))  # noqa: B023
+        if room and step == room["step"]:
+            full = survival.hold(lambda: fails_to_save(saves, step, number in room["workers"]))  # noqa: B023
     training.flush()
     saves.close()
     return {
