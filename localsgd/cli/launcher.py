@@ -20,7 +20,7 @@ from localsgd.comm.transports import OPEN_MPI, find_program, names_in_files
 
 BLAS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.
-# Mapped by core, as it would itself, ranks that may be more than the cores all go to the first host.
+# Without "slot" it maps by core, and puts all ranks that may be more than cores on the first host.
 PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "PRTE_MCA_rmaps_default_mapping_policy": "slot:OVERSUBSCRIBE",
