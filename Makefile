@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
+.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ test-6-mpich: .venv-mpich/ready
 
 test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the oracle, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
+
+test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, signal, requeue (root; installs Debian's packages)
+	.venv/bin/python -m testbed.packages
+	LOCALSGD_REQUIRE_HOSTS=1 $(LIMIT) .venv/bin/pytest -q tests/slurm
 
 soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
 	.venv/bin/python tests/soak.py

@@ -73,17 +73,22 @@ def test_a_clusters_layout_on_one_machine(job: Path) -> None:
     assert launch(line, job, Path(sys.executable)) == "4 workers on hosts 2+2: [1. 2. 3.]\n"
 
 
-def test_the_batch_script_is_one(tmp_path: Path) -> None:
-    (script,) = [block for block in blocks(PAGE, "bash") if block.startswith("#!")]
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_batch_scripts_are_some(number: int) -> None:
+    """Slurm runs them in ``tests/slurm``."""
+    scripts = [block for block in blocks(PAGE, "bash") if block.startswith("#!")]
+    assert len(scripts) == 2
+    script = scripts[number]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     directives = re.findall(r"^#SBATCH (.*)", script, re.MULTILINE)
-    assert all(re.fullmatch(r"--[a-z-]+=\S+", directive) for directive in directives)
+    assert all(re.fullmatch(r"--[a-z-]+(=\S+)?", directive) for directive in directives)
     assert len(directives) == script.count("#SBATCH")
 
 
 def test_the_table_has_what_the_launcher_sets() -> None:
     """Every name with its value, in the first eight rows; what MPI's start sets bears a star."""
-    rows = re.findall(r"^\| (.*`.*?) \|", PAGE.read_text(), re.MULTILINE)
+    section = PAGE.read_text().partition("## What to set")[2]
+    rows = re.findall(r"^\| (.*`.*?) \|", section, re.MULTILINE)
     settings = [
         launcher.BLAS,
         launcher.OPEN_MPI,

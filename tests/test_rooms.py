@@ -108,6 +108,7 @@ OF_ALL = {
     Path("tests/with_torch"),
     Path("tests/conformance"),
     Path("tests/integration"),
+    Path("tests/slurm"),
 }
 
 

@@ -20,9 +20,10 @@ from localsgd.comm.transports import OPEN_MPI, find_program, names_in_files
 
 BLAS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.
+# Without "slot" it maps by core, and puts all ranks that may be more than cores on the first host.
 PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE",
+    "PRTE_MCA_rmaps_default_mapping_policy": "slot:OVERSUBSCRIBE",
 }
 PLACEMENT_BEFORE_5 = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",

@@ -15,6 +15,8 @@ import pytest
 from integration.hosts_job import COUNT, digests
 from integration.on_hosts import hosts_up, interpreter
 from localsgd import run_threads
+from testbed.enter import AGENT
+from testbed.launch import library_of, settings
 
 LIBRARIES = ["openmpi", "mpich"]
 LAYOUTS = ["2+2", "1+1+1+1", "3+2+1"]
@@ -93,3 +95,27 @@ def test_a_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, librar
     assert job.returncode != 0
     assert "rank 1 raised:" in job.stderr
     assert "KeyError: 'no such batch'" in job.stderr
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_localsgd_run_gives_every_host_its_ranks(library: str) -> None:
+    python = interpreter(library)
+    command = [python, "-m", "localsgd.cli", "run", "-n", "3", "--hosts", "h0:2,h1:2"]
+    agents = {
+        "PRTE_MCA_plm_ssh_agent": AGENT,
+        "HYDRA_LAUNCHER": "ssh",
+        "HYDRA_LAUNCHER_EXEC": AGENT,
+    }
+    with hosts_up([2, 2]) as hosts:
+        job = hosts.run_on(
+            0,
+            [*command, str(Path(__file__).with_name("hosts_job.py"))],
+            timeout_s=LIMIT_S,
+            env={**settings(library_of(Path(python).with_name("mpirun"))), **agents},
+        )
+    assert job.returncode == 0, job.stderr
+    answer = json.loads(next(line for line in job.stdout.splitlines() if line.startswith("{")))
+    assert (answer["topology"], [rank["name"] for rank in answer["ranks"]]) == (
+        "2+1",
+        ["h0", "h0", "h1"],
+    )
