@@ -1,0 +1,223 @@
+"""Fragments on their way are given up when workers are lost, and leave again when they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localsgd import (
+    Arena,
+    Communicator,
+    ModelAverager,
+    OverlappedAverager,
+    PostLocalSGDOptimizer,
+    StreamingAverager,
+    Survival,
+    every,
+    optim,
+    outer,
+    run_threads,
+)
+from streams_written_out import SIZES, Loss, Written, noise
+
+LAYOUTS = ["4", "2+2", "3", "2+1"]
+
+
+def size_of(hosts: str) -> int:
+    return 4 if "/" in hosts else sum(map(int, hosts.split("+")))
+
+
+def without(hosts: str, *lost: int) -> list[int]:
+    return [rank for rank in range(size_of(hosts)) if rank not in lost]
+
+
+def nesterov() -> outer.OuterOptimizer:
+    return outer.SGD(0.7, momentum=0.9, nesterov=True)
+
+
+def streamed(step: int) -> Sequence[str]:
+    """The fragments that leave after a step, of two in a period of 4."""
+    return {0: ["a"], 2: ["b"]}.get(step % 4, []) if step > 0 else []
+
+
+def whole(step: int) -> Sequence[str]:
+    """All parameters leave after every fourth step."""
+    return list(SIZES) if step > 0 and step % 4 == 0 else []
+
+
+class Dying(outer.SGD):
+    """Nesterov's step, in one round of which a rank raises when it has done its part."""
+
+    def __init__(self, round: int) -> None:
+        super().__init__(0.7, momentum=0.9, nesterov=True)
+        self._round = round
+
+    def scalar_step(self) -> None:
+        return None
+
+    def update(self, block: outer.Block) -> None:
+        super().update(block)
+        if block.round == self._round:
+            raise KeyError
+
+
+class LostInRecovery:
+    """A part that is lost when the others regroup."""
+
+    def __init__(self, dies: bool) -> None:
+        self._dies = dies
+
+    def regroup(self) -> None:
+        if self._dies:
+            raise KeyError
+
+
+def streaming(comm: Communicator, **options: Any) -> ModelAverager:
+    plan = [[name] for name in SIZES]
+    return StreamingAverager(4, plan, comm, **{"outer": nesterov(), "delay": 3, **options})
+
+
+def trained(
+    hosts: str,
+    make: Callable[[Communicator], ModelAverager],
+    lost: dict[int, int],
+    steps: int = 13,
+    in_recovery: int | None = None,
+) -> list[Any]:
+    """What those that are left hold after a flush.
+
+    Args:
+        lost: for some ranks the step in which they raise before a round; 0 is the flush.
+    """
+
+    def body(comm: Communicator) -> Any:
+        me = comm.rank
+        values = {name: np.arange(count, dtype=np.float64) for name, count in SIZES.items()}
+        arena = Arena(values, comm)
+        averager = make(comm)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+        Survival(training, LostInRecovery(me == in_recovery))
+        for step in range(1, steps + 1):
+            if lost.get(me) == step:
+                raise KeyError
+            for name in SIZES:
+                arena.grad[name] += noise(me, step, name)
+            training.step()
+        if lost.get(me) == 0:
+            raise KeyError
+        training.flush()
+        assert averager.step == steps
+        return np.concatenate([arena[name] for name in SIZES])
+
+    found = run_threads(size_of(hosts), body, hosts=hosts, fault_tolerant=True)
+    assert len({values.tobytes() for values in found}) == 1
+    return found
+
+
+def check(found: Sequence[Any], wanted: Any) -> None:
+    """1e-12 for rounding: means are computed in another order here."""
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("hosts", [*LAYOUTS, "1+1+1"])
+@pytest.mark.parametrize("in_the_pass", [False, True])
+def test_without_delay_it_is_the_plain_averager_to_the_bit(hosts: str, in_the_pass: bool) -> None:
+    """One fragment; rank 1 is lost before the third round, or in the middle of it."""
+
+    def optimizer(comm: Communicator) -> outer.OuterOptimizer:
+        return Dying(3 if in_the_pass and comm.rank == 1 else 0)
+
+    def plain(comm: Communicator) -> ModelAverager:
+        return ModelAverager(every(2), comm, outer=optimizer(comm))
+
+    def streams(comm: Communicator) -> ModelAverager:
+        return StreamingAverager(2, 1, comm, outer=optimizer(comm))
+
+    lost = {} if in_the_pass else {1: 5}
+    wanted = trained(hosts, plain, lost)
+    assert len(wanted) == size_of(hosts) - 1
+    assert trained(hosts, streams, lost)[0].tobytes() == wanted[0].tobytes()
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+@pytest.mark.parametrize("step", [5, 6, 7, 8, 9])
+@pytest.mark.parametrize("mixing", [0.0, 0.5])
+def test_what_was_on_its_way_is_as_if_it_had_not_left(hosts: str, step: int, mixing: float) -> None:
+    """Rank 1 is lost before that step, after each of which a fragment leaves or arrives."""
+    found = trained(hosts, lambda comm: streaming(comm, mixing=mixing), {1: step})
+    left = without(hosts, 1)
+    assert len(found) == len(left)
+    written = Written(streamed, 3, mixing)
+    check(found, written.run(size_of(hosts), 13, {step: Loss(left)}))
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+def test_a_round_in_the_background_that_fails_in_the_middle_is_given_up(hosts: str) -> None:
+    """Rank 1 raises in the round that left after step 8; all find out when it is to arrive."""
+
+    def make(comm: Communicator) -> ModelAverager:
+        return StreamingAverager(
+            4, [list(SIZES)], comm, outer=Dying(2 if comm.rank == 1 else 0), delay=3
+        )
+
+    found = trained(hosts, make, {})
+    left = without(hosts, 1)
+    written = Written(whole, 3)
+    check(found, written.run(size_of(hosts), 13, {11: Loss(left)}))
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+@pytest.mark.parametrize("delay", [1, 4])
+@pytest.mark.parametrize("step", [9, 10, 12])
+def test_delayed_averaging_goes_on(hosts: str, delay: int, step: int) -> None:
+    """All parameters leave after steps 4, 8, 12; with a delay of 4 where the last ones arrive."""
+
+    def make(comm: Communicator) -> ModelAverager:
+        return OverlappedAverager(4, delay, comm, outer=nesterov())
+
+    found = trained(hosts, make, {1: step})
+    left = without(hosts, 1)
+    written = Written(whole, delay, keep_progress=True)
+    due = 9 if (delay, step) == (1, 9) else 12
+    check(found, written.run(size_of(hosts), 13, {due: Loss(left)}))
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+def test_who_is_lost_at_the_flush_leaves_the_others_alike(hosts: str) -> None:
+    """Both fragments are on their way then, and do not arrive."""
+    found = trained(hosts, streaming, {1: 0}, steps=14)
+    left = without(hosts, 1)
+    check(found, Written(streamed, 3).run(size_of(hosts), 14, {0: Loss(left)}))
+
+
+@pytest.mark.parametrize("hosts", ["4", "2+2", "3+1"])
+@pytest.mark.parametrize("step", [2, 6])
+def test_synchronous_steps_come_first(hosts: str, step: int) -> None:
+    """Rank 1 is lost in one of the 3 of them, or when fragment b has left for the first time."""
+    found = trained(hosts, lambda comm: streaming(comm, synchronous_steps=3), {1: step})
+    left = without(hosts, 1)
+    due = {2: 2, 6: 7}[step]
+    check(found, Written(streamed, 3).run(size_of(hosts), 13, {due: Loss(left)}, together=3))
+
+
+@pytest.mark.parametrize("hosts", ["4", "2+2", "0,1,3/2"])
+def test_outer_state_is_what_it_was_when_another_is_lost_in_the_recovery(hosts: str) -> None:
+    """Rank 1 with both fragments on their way, rank 3 when it has shared out what that owned."""
+    found = trained(hosts, streaming, {1: 7}, in_recovery=3)
+    check(found, Written(streamed, 3).run(4, 13, {7: Loss([0, 2])}))
+
+
+@pytest.mark.parametrize(("hosts", "lost"), [("1+1+1", 1), ("2+1", 2), ("2+2", 1)])
+def test_of_a_lost_host_the_part_takes_the_mean(hosts: str, lost: int) -> None:
+    """Rank 1, or 2 alone on its host, with fragments on their way; in 2+2 nothing is lost."""
+    shards = {}
+    if hosts != "2+2":
+        # Hosts own equal parts, and so do the ranks of a host.
+        begin, end, parts = {"1+1+1": (1, 2, 3), "2+1": (1, 2, 2)}[hosts]
+        shards = {n: slice(s * begin // parts, s * end // parts) for n, s in SIZES.items()}
+    found = trained(hosts, streaming, {lost: 7})
+    left = without(hosts, lost)
+    check(found, Written(streamed, 3).run(size_of(hosts), 13, {7: Loss(left, shards)}))
