@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +84,30 @@ def streaming(comm: Communicator, **options: Any) -> ModelAverager:
     return StreamingAverager(4, plan, comm, **{"outer": nesterov(), "delay": 3, **options})
 
 
+def train(
+    comm: Communicator,
+    averager: ModelAverager,
+    meet: Callable[[int], None],
+    steps: int = 13,
+    part: LostInRecovery | None = None,
+) -> Any:
+    """What a worker holds after a flush; ``meet`` is told of every step, and at last of step 0."""
+    me = comm.rank
+    values = {name: np.arange(count, dtype=np.float64) for name, count in SIZES.items()}
+    arena = Arena(values, comm)
+    training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+    Survival(training, *([] if part is None else [part]))
+    for step in range(1, steps + 1):
+        meet(step)
+        for name in SIZES:
+            arena.grad[name] += noise(me, step, name)
+        training.step()
+    meet(0)
+    training.flush()
+    assert averager.step == steps
+    return np.concatenate([arena[name] for name in SIZES])
+
+
 def trained(
     hosts: str,
     make: Callable[[Communicator], ModelAverager],
@@ -95,22 +123,12 @@ def trained(
 
     def body(comm: Communicator) -> Any:
         me = comm.rank
-        values = {name: np.arange(count, dtype=np.float64) for name, count in SIZES.items()}
-        arena = Arena(values, comm)
-        averager = make(comm)
-        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
-        Survival(training, LostInRecovery(me == in_recovery))
-        for step in range(1, steps + 1):
+
+        def meet(step: int) -> None:
             if lost.get(me) == step:
                 raise KeyError
-            for name in SIZES:
-                arena.grad[name] += noise(me, step, name)
-            training.step()
-        if lost.get(me) == 0:
-            raise KeyError
-        training.flush()
-        assert averager.step == steps
-        return np.concatenate([arena[name] for name in SIZES])
+
+        return train(comm, make(comm), meet, steps, LostInRecovery(me == in_recovery))
 
     found = run_threads(size_of(hosts), body, hosts=hosts, fault_tolerant=True)
     assert len({values.tobytes() for values in found}) == 1
@@ -221,3 +239,45 @@ def test_of_a_lost_host_the_part_takes_the_mean(hosts: str, lost: int) -> None:
     found = trained(hosts, streaming, {lost: 7})
     left = without(hosts, lost)
     check(found, Written(streamed, 3).run(size_of(hosts), 13, {7: Loss(left, shards)}))
+
+
+JOB = """
+import os, signal, sys
+import localsgd
+from test_streams import streaming, train
+
+comm = localsgd.world(deadline_s=20.0)
+me, victim, moment = comm.rank, int(sys.argv[1]), int(sys.argv[2])
+
+
+def meet(step):
+    if (me, step) == (victim, moment):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+values = train(comm, streaming(comm), meet)
+print("worker", me, values.tobytes().hex(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("hosts", "victim", "step"), [("3", 1, 7), ("2+1", 0, 8), ("2+2", 3, 5)])
+def test_of_processes_that_are_killed_those_left_have_the_bits_of_threads(
+    hosts: str, victim: int, step: int, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+    words = ["run", "--fault-tolerant", "-n", str(size_of(hosts)), "--layout", hosts, str(job)]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    ended = subprocess.run(
+        [sys.executable, "-m", "localsgd.cli", *words, str(victim), str(step)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said = [line.split() for line in ended.stdout.splitlines() if line.startswith("worker")]
+    assert sorted(int(rank) for _, rank, _ in said) == without(hosts, victim)
+    wanted = trained(hosts, streaming, {victim: step})[0].tobytes().hex()
+    assert {values for *_, values in said} == {wanted}
