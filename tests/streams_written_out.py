@@ -21,10 +21,12 @@ class Loss:
 
     Attributes:
         shards: for every fragment what of its outer state nobody has any more.
+        come: the fragments on their way that arrive all the same.
     """
 
     left: Sequence[int]
     shards: dict[str, slice] = field(default_factory=dict)
+    come: Sequence[str] = ()
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Written:
         if loss is None:
             return
         self.left = loss.left
-        self.away.clear()
+        self.away = {name: self.away[name] for name in loss.come}
         for name, part in loss.shards.items():
             self.anchor[name][part] = self._mean(name)[part]
             self.buffer[name][part] = 0
