@@ -147,6 +147,9 @@ class Transport(Protocol):
 class ShrinkingTransport(Transport, Protocol):
     """One whose ranks may die."""
 
+    def end_when_stopped(self, patience_s: float) -> None:
+        """Sees to it that this rank dies when it is stopped for so long."""
+
     def shrink(self, deadline_s: float) -> tuple[Transport, Sequence[int]]:
         """The ranks that are left, and what numbers they have here. Collective among them.
 
@@ -170,15 +173,12 @@ class Shrunk:
             None if it was on another host.
         begun: for every rank of this host that was lost the number of collectives (``begun`` of a
             communicator) that it had begun.
-        shard_of: ``shard_of(count, number)`` is the part of a buffer of ``count`` elements that the
-            rank with that number owned.
     """
 
     before: Topology
     numbers: tuple[int, ...]
     memory_of: Callable[[Array, int], Array | None]
     begun: Mapping[int, int]
-    shard_of: Callable[[int, int], slice]
 
     def then(self, later: Shrunk, put_back: int) -> Shrunk:
         """Both as one, where more were lost before the first was dealt with.

@@ -48,7 +48,7 @@ from .meeting import (
 )
 from .memory import CannotMap, Regions, share
 from .nonmember import NON_MEMBER
-from .reduction import Job, Reducer, Reductions, held, shard
+from .reduction import Job, Reducer, Reductions
 from .topology import Topology
 from .waiting import (
     DIRECT,
@@ -152,6 +152,8 @@ class Group:
             self._tell_of_private_memory,
         )
         self._one_host = len(topology.hosts) == 1
+        if not self._one_host and isinstance(transport, ShrinkingTransport):
+            transport.end_when_stopped(setting.patience.fail_after_s(0.0))
         self._collective = Collective(
             self._background, self._entrance, self._board.moments, setting.clock
         )
@@ -212,11 +214,11 @@ class Group:
 
     def shard(self, count: int) -> slice:
         arguments.whole_number("count", count, at_least=0)
-        return shard(count, self.topology, self.rank)
+        return self.topology.shard(count, self.rank)
 
     def held(self, count: int) -> Sequence[slice]:
         arguments.whole_number("count", count, at_least=0)
-        return held(count, self.topology, self.rank)
+        return self.topology.held(count, self.rank)
 
     def allreduce(
         self,
@@ -364,10 +366,7 @@ class Group:
                 return buffer
             return None if region is None else region.views(buffer, [theirs])[0]
 
-        def shard_of(count: int, number: int) -> slice:
-            return shard(count, before, number)
-
-        return Shrunk(before, tuple(numbers), memory_of, begun, shard_of)
+        return Shrunk(before, tuple(numbers), memory_of, begun)
 
     def _end_silent(self, deadline_s: float) -> None:
         """Returns once the neighbours have given up, too; kills those that do not."""

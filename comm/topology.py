@@ -72,6 +72,22 @@ class Topology:
         """The ranks on the host of ``rank``, itself included."""
         return self.hosts[self.host_of[rank]]
 
+    def shard(self, count: int, rank: int) -> slice:
+        """The part of a buffer of ``count`` elements that a rank owns.
+
+        Hosts get equal parts and the ranks of a host equal parts of theirs.
+        """
+        home = self.host_of[rank]
+        part = piece(slice(0, count), home, len(self.hosts))
+        ranks = self.hosts[home]
+        return piece(part, ranks.index(rank), len(ranks))
+
+    def held(self, count: int, rank: int) -> list[slice]:
+        """The parts of a buffer of ``count`` elements that a rank combines, one for each host."""
+        ranks = self.neighbours(rank)
+        parts = (piece(slice(0, count), host, len(self.hosts)) for host in range(len(self.hosts)))
+        return [piece(part, ranks.index(rank), len(ranks)) for part in parts]
+
     def restrict(self, ranks: Sequence[int]) -> Topology:
         """The topology of the group of these ranks, renumbered in the order given."""
         number = {rank: index for index, rank in enumerate(ranks)}
@@ -82,6 +98,13 @@ class Topology:
         if flat == list(range(self.size)):
             return "+".join(str(len(ranks)) for ranks in self.hosts)
         return "/".join(",".join(str(rank) for rank in ranks) for ranks in self.hosts)
+
+
+def piece(part: slice, index: int, pieces: int) -> slice:
+    """The ``index``-th of so many nearly equal pieces of a part of a buffer."""
+    length = part.stop - part.start
+    begin = part.start + length * index // pieces
+    return slice(begin, part.start + length * (index + 1) // pieces)
 
 
 def _read(hosts: HostsLike) -> list[list[int]]:

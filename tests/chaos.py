@@ -31,7 +31,6 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chaos_job import AVERAGERS, DEADLINE_S, ENDS, ENDS_OF_A_THREAD
-from localsgd import Topology
 from localsgd.checkpoint.manifest import Manifest
 from localsgd.checkpoint.rank_file import name_of, read
 from soak import Soaked
@@ -76,7 +75,6 @@ def lost(rng: random.Random, averager: str) -> Outcome:
     """A job that goes on without workers; one of them has no room on the disk, perhaps."""
     layout = rng.choice(LAYOUTS)
     workers = list(range(size_of(layout)))
-    hosts = Topology.parse(layout, len(workers))
     rng.shuffle(workers)
     # Somebody is left.
     victims = workers[: rng.randint(1, len(workers) - 1)]
@@ -92,11 +90,7 @@ def lost(rng: random.Random, averager: str) -> Outcome:
         )
         if moment == "in a recovery":
             step = next(iter(faults.values()))["step"]
-        # One that is alone on its host has nobody there who could find it silent.
-        host = hosts.host_of[victim]
-        seen = any(other not in victims for other in hosts.hosts[host])
-        kinds = ENDS_OF_A_THREAD if moment == "while saving" else ENDS
-        kind = rng.choice([kind for kind in kinds if seen or kind != "stopped"])
+        kind = rng.choice(ENDS_OF_A_THREAD if moment == "while saving" else ENDS)
         faults[victim] = {"step": step, "kind": kind, "moment": moment}
     full_at = rng.choice([None, None, rng.randint(2, STEPS)])
     with tempfile.TemporaryDirectory() as folder:

@@ -33,28 +33,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comm": {"comm.codecs", "comm.contract", "comm.group", "comm.transports", "comm.start"},
     "cli": {"comm", "comm.memory", "comm.transports"},
     "checks": {"comm", "comm.contract"},
-    "arrays": {"comm.contract", "checks"},
+    "resizing": {"comm", "comm.contract"},
+    "arrays": {"comm.contract", "checks", "resizing"},
     "schedules": {"checks"},
     "lr": {"checks"},
-    "data": {"comm", "comm.contract", "checks"},
+    "data": {"comm", "comm.contract", "checks", "resizing"},
     "optim": {"comm.compiled", "comm.contract", "checks", "arrays"},
     "outer": {"comm", "comm.contract", "checks", "arrays", "optim"},
     "averagers": {
         *("comm", "comm.codecs", "comm.contract", "checks", "arrays", "schedules", "outer"),
+        "resizing",
     },
     "gossip": {
         *("comm", "comm.codecs", "comm.contract", "checks", "arrays", "schedules", "averagers"),
+        "resizing",
     },
     "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
     "training": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "optim"),
-        *("gradients", "lr"),
+        *("gradients", "lr", "resizing"),
     },
     "methods": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
-        *("optim", "outer", "training"),
+        *("optim", "outer", "training", "resizing"),
     },
-    "checkpoint": {"comm", "comm.contract", "checks", "arrays", "schedules"},
+    "checkpoint": {"comm", "comm.contract", "checks", "arrays", "schedules", "resizing"},
     "elastic": {"comm", "comm.contract", "arrays", "averagers", "training"},
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
@@ -72,14 +75,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "torch.training": {
         *("comm", "comm.contract", "checks", "averagers", "training", "torch.comm"),
-        *("torch.arrays", "torch.averagers", "torch.gradients"),
+        *("torch.arrays", "torch.averagers", "torch.gradients", "resizing"),
     },
     "torch.methods": {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "training", "methods"),
-        *("torch.comm", "torch.arrays", "torch.averagers", "torch.training"),
+        *("torch.comm", "torch.arrays", "torch.averagers", "torch.training", "resizing"),
     },
     "torch.checkpoint": {
         *("comm", "comm.contract", "schedules", "checkpoint", "torch.comm", "torch.arrays"),
+        "resizing",
     },
     "torch.elastic": {
         *("comm.contract", "arrays", "averagers", "training", "elastic"),
@@ -93,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Files that other rooms import by name. The face of transports must not load MPI.
 DOORS = {f"localsgd.comm.{name}" for name in rooms.TOP_OF_COMM} | {
     "localsgd.lr",
+    "localsgd.resizing",
     "localsgd.comm.transports.mpi",
 }
 # Rooms whose files have the names of another's, since they answer the same for it.

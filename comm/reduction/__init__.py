@@ -3,7 +3,6 @@
 from .calls import Reductions
 from .fused import Job
 from .native import ReducingTransport
-from .plan import held, shard
 from .route import Reducer
 
 __all__ = [
@@ -11,6 +10,4 @@ __all__ = [
     "Reducer",
     "ReducingTransport",
     "Reductions",
-    "held",
-    "shard",
 ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from ..topology import Topology
+from ..topology import Topology, piece
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,7 @@ class Atom:
 
     def chunk(self, index: int, chunks: int) -> slice:
         """The ``index``-th of ``chunks`` nearly equal pieces."""
-        return _piece(self.start, self.stop, index, chunks)
-
-
-def shard(count: int, topology: Topology, rank: int) -> slice:
-    """The elements of a buffer of ``count`` elements that ``rank`` owns."""
-    home = topology.host_of[rank]
-    part = _piece(0, count, home, len(topology.hosts))
-    ranks = topology.hosts[home]
-    return _piece(part.start, part.stop, ranks.index(rank), len(ranks))
-
-
-def held(count: int, topology: Topology, rank: int) -> list[slice]:
-    """The parts of a buffer of ``count`` elements that ``rank`` holds, one for each host."""
-    ranks = topology.neighbours(rank)
-    parts = (_piece(0, count, host, len(topology.hosts)) for host in range(len(topology.hosts)))
-    return [_piece(part.start, part.stop, ranks.index(rank), len(ranks)) for part in parts]
+        return piece(slice(self.start, self.stop), index, chunks)
 
 
 @lru_cache(maxsize=256)
@@ -60,12 +45,10 @@ def atoms(count: int, topology: Topology) -> tuple[Atom, ...]:
     """The atoms of a buffer of ``count`` elements, in order; none is empty."""
     found = []
     for home in range(len(topology.hosts)):
-        part = _piece(0, count, home, len(topology.hosts))
+        part = piece(slice(0, count), home, len(topology.hosts))
         cuts = {part.stop}
         for ranks in topology.hosts:
-            cuts.update(
-                _piece(part.start, part.stop, i, len(ranks)).start for i in range(len(ranks))
-            )
+            cuts.update(piece(part, i, len(ranks)).start for i in range(len(ranks)))
         for start, stop in pairwise(sorted(cuts)):
             holders = tuple(_holder(part, ranks, start) for ranks in topology.hosts)
             found.append(Atom(start, stop, home, holders))
@@ -80,12 +63,7 @@ def chunks_needed(found: tuple[Atom, ...], length: int) -> int:
 
 def _holder(part: slice, ranks: tuple[int, ...], start: int) -> int:
     for index, rank in enumerate(ranks):
-        piece = _piece(part.start, part.stop, index, len(ranks))
-        if piece.start <= start < piece.stop:
+        own = piece(part, index, len(ranks))
+        if own.start <= start < own.stop:
             return rank
     raise AssertionError(f"element {start} lies outside {part}")
-
-
-def _piece(start: int, stop: int, index: int, pieces: int) -> slice:
-    length = stop - start
-    return slice(start + length * index // pieces, start + length * (index + 1) // pieces)

@@ -32,6 +32,7 @@ from ..waiting import (
     fail_all,
     leave_all,
 )
+from . import companion
 from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
@@ -129,6 +130,10 @@ class MpiTransport:
         everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
         assert everyone is not None
         return everyone
+
+    def end_when_stopped(self, patience_s: float) -> None:
+        if FAULT_TOLERANT:
+            companion.watch(patience_s)
 
     def _shrunk(self, deadline_s: float) -> MPI.Intracomm:
         """A communicator of the processes that are alive, all of which must call this.
@@ -326,6 +331,7 @@ def _end_together() -> None:
         if MPI.Is_finalized() or os.getpid() != process:
             return
         leave_all()
+        companion.leave()
         try:
             wait_for_all()
         except RankFailure:

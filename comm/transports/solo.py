@@ -41,6 +41,9 @@ class SoloTransport:
     def check(self, missing: Sequence[int]) -> None:
         pass
 
+    def end_when_stopped(self, patience_s: float) -> None:
+        """There is nobody who would wait."""
+
     def shrink(self, deadline_s: float) -> tuple[SoloTransport, Sequence[int]]:
         return self, [0]
 

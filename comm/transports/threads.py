@@ -222,6 +222,9 @@ class ThreadTransport:
         if gone:
             raise RankFailure(f"{name_ranks(gone)} returned and can never come", gone)
 
+    def end_when_stopped(self, patience_s: float) -> None:
+        """Threads cannot be stopped."""
+
     def shrink(self, deadline_s: float) -> tuple[ThreadTransport, Sequence[int]]:
         office, me = self._office, self._members[self.rank]
         if not office.fault_tolerant:

@@ -35,6 +35,7 @@ COLORS = {"comm": "#2a6fb0", "localsgd": "#d9731a", "torch": "#3b8a4f", "cli": "
 # Where the middle of a room is, as a part of the width, if it does not stand alone.
 PLACES = {
     "checks": 0.22,
+    "resizing": 0.36,
     "schedules": 0.085,
     "outer": 0.27,
     "lr": 0.45,

@@ -28,8 +28,9 @@ from localsgd.arrays.rules import (
 )
 from localsgd.checks import agreed, difference_of, lines_of_values, workers_of
 from localsgd.comm.contract import Array, Communicator
-from localsgd.comm.dtypes import work_dtype
+from localsgd.comm.dtypes import FLOATS, work_dtype
 from localsgd.comm.errors import MismatchError
+from localsgd.resizing import SavedStates
 
 # What is no number to the communicator travels as this many of others.
 _CARRIERS: Mapping[np.dtype[Any], tuple[np.dtype[Any], int]] = {
@@ -229,6 +230,20 @@ class Buffers(NamedViews):
     def state_dict(self) -> dict[str, Array]:
         """A copy of every buffer by name."""
         return {name: view.copy() for name, view in self._views.items()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """What ``state_dict`` gives, of another number of ranks: means of floats. Collective.
+
+        Whole numbers, and what has the rule "keep" or "equal", are as a rank had them.
+        """
+        return {
+            name: saved.at(name).mean() if self._has_mean(name) else values
+            for name, values in saved.own.items()
+        }
+
+    def _has_mean(self, name: str) -> bool:
+        kept = self._rules.get(name) in ("keep", "equal")
+        return not kept and name in self._views and self._views[name].dtype in FLOATS
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what ``load_state_dict`` would, and changes nothing."""

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from localsgd.checks import checked_count
+from localsgd.comm import Topology
 from localsgd.comm.contract import Array, Communicator, ScalarRule, Shrunk, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
+from localsgd.resizing import PartsOf, SavedStates
 
 _ANCHOR = "anchor"
 _BLOCK = 32_768
@@ -175,6 +177,27 @@ class Anchor:
         for mine, theirs in zip(self._arrays, state_dict["arrays"], strict=True):
             for key, array in mine.items():
                 array[...] = theirs[key]
+
+
+def resharded(saved: SavedStates) -> dict[str, Any]:
+    """This rank's state of an anchor that a group of another size or layout has saved. Collective.
+
+    Every number is the one that was saved, whoever owns it now.
+    """
+    comm, before = saved.comm, saved.before
+    arrays: list[dict[str, Array]] = []
+    for index, shards in enumerate(saved.own["arrays"]):
+        arrays.append({})
+        for key in shards:
+            shard = saved.at("arrays", index, key)
+            count = shard.total(lambda _, values: len(values))
+            whole = shard.whole(count, _shards(before, count))
+            arrays[index][key] = whole[comm.shard(count)].copy()
+    return {"rounds": saved.own["rounds"], "arrays": arrays}
+
+
+def _shards(before: Topology, count: int) -> PartsOf:
+    return lambda rank: [before.shard(count, rank)]
 
 
 def step_whole(

@@ -25,6 +25,7 @@ from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
 from localsgd.comm.contract import Array, Communicator, Shrunk, Traffic, Update
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 from localsgd.schedules import DecidingSchedule, Schedule
 
 Kind: TypeAlias = Literal["round", "flush"]
@@ -265,6 +266,18 @@ class ModelAverager(Weighing):
             **self._outer.state_dict(),
             **self._compressed.state_dict(),
         }
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """This rank's state of one that a group of another size or layout has saved. Collective.
+
+        Outer state is shared out anew, every number as it was. Where another number of ranks
+        load, all go on from the mean, so samples recorded since the last round are forgotten.
+        """
+        own = dict(saved.own)
+        if not saved.same_size:
+            own["samples"], own["skipped"] = [None] * len(own["samples"]), False
+        compressed = self._compressed.resized_state(saved)
+        return {**own, **self._outer.resized_state(saved), **compressed}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a ``state_dict``; not collective.

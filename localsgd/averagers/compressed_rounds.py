@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localsgd.averagers.anchor import Flat
-from localsgd.averagers.compression import Compression
+from localsgd.averagers.compression import Compression, resized
 from localsgd.checks import agreed_among, checked_flag, digest_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.codecs import check
 from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.resizing import SavedStates
+
+# The state of rounds that were exact where they were saved, and are no longer.
+ANEW = "anew"
 
 
 class CompressedRounds:
@@ -54,7 +58,7 @@ class CompressedRounds:
         self._kept: list[Compression] | None = None
         # What there was before a regrouping that is not settled.
         self._before: list[Compression] | None = None
-        self._loaded: Sequence[Any] | None = None
+        self._loaded: Any = None
 
     @property
     def begun(self) -> bool:
@@ -87,9 +91,12 @@ class CompressedRounds:
             Compression(codec, buffer, self._comm, error_feedback=self._feeds_back)
             for buffer in buffers
         ]
-        if self._loaded is not None:
+        if resumes or self._loaded == ANEW:
+            for kept, buffer in zip(self._kept, buffers, strict=True):
+                kept.follow_mean(buffer, self._comm)
+        if self._loaded not in (None, ANEW):
             self._take_over(self._loaded)
-            self._loaded = None
+        self._loaded = None
 
     def regroup(self, buffers: Sequence[Flat], shrunk: Shrunk) -> None:
         """Shares what is kept among those that are left of the group. Collective.
@@ -129,7 +136,7 @@ class CompressedRounds:
         if self._kept is not None and group is self._comm:
             for kept, buffer in zip(self._kept, buffers, strict=True):
                 if step <= self._together:
-                    kept.follow(buffer)
+                    kept.follow(buffer.flat)
                 else:
                     kept.rounds += 1
 
@@ -141,6 +148,22 @@ class CompressedRounds:
             return {"compression": self._loaded}
         return {"compression": [kept.state_dict() for kept in self._kept]}
 
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """What ``state_dict`` gives, of a group of another size or layout. Collective.
+
+        What was saved on one host, where nothing is compressed, begins anew; and on one host what
+        was not sent is lost.
+        """
+        if self._codec is None:
+            return {}
+        if "compression" not in saved.own:
+            return {"compression": ANEW}
+        kept = saved.own["compression"]
+        if kept in (None, ANEW):
+            return {"compression": kept}
+        places = range(len(kept))
+        return {"compression": [resized(saved.at("compression", index)) for index in places]}
+
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what ``load_state_dict`` would, and changes nothing."""
         if self._codec is None:
@@ -150,7 +173,7 @@ class CompressedRounds:
                 "the state of an averager with a codec must have 'compression', got "
                 f"{list(state_dict)}"
             )
-        if self._kept is not None and state_dict["compression"] is not None:
+        if self._kept is not None and state_dict["compression"] not in (None, ANEW):
             for kept, state in zip(self._kept, state_dict["compression"], strict=True):
                 kept.check_state_dict(state)
 
@@ -161,7 +184,7 @@ class CompressedRounds:
         saved = state_dict["compression"]
         if saved is None or self._kept is None:
             self._kept, self._loaded = None, saved
-        else:
+        elif saved != ANEW:
             self._take_over(saved)
 
     def _take_over(self, saved: Sequence[Any]) -> None:

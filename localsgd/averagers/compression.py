@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from localsgd.averagers.anchor import Flat
-from localsgd.averagers.gathering import gathered
 from localsgd.checks import checked_count
 from localsgd.comm.codecs import Codec, Way, keyed_at
 from localsgd.comm.contract import Array, Communicator, Shrunk
 from localsgd.comm.dtypes import work_dtype
+from localsgd.resizing import SavedStates, gathered
 
 
 class Compression:
@@ -49,12 +49,18 @@ class Compression:
         if error_feedback:
             wide = work_dtype(buffer.dtype)
             self._unsent = {way: np.zeros(self._ends[-1], wide) for way in ("values", "result")}
-        self.follow(buffer)
+        self.follow(buffer.flat)
 
-    def follow(self, buffer: Flat) -> None:
-        """Takes the buffer's values, equal on all ranks, for what was agreed on last."""
+    def follow(self, values: Array) -> None:
+        """Takes the values of a buffer, equal on all ranks, for what was agreed on last."""
         for part, begin in zip(self._parts, self._ends[:-1], strict=True):
-            self._agreed[begin : begin + part.stop - part.start] = buffer.flat[part]
+            self._agreed[begin : begin + part.stop - part.start] = values[part]
+
+    def follow_mean(self, buffer: Flat, comm: Communicator) -> None:
+        """Takes the mean of the ranks' values for what was agreed on last. Collective."""
+        mean = buffer.flat.copy()
+        comm.allreduce(mean, "mean", label="what compressed rounds begin from")
+        self.follow(mean)
 
     def regrouped(self, buffer: Flat, comm: Communicator, shrunk: Shrunk) -> Compression:
         """The same for those that are left of the group. Collective.
@@ -81,7 +87,7 @@ class Compression:
             near = comm.split(comm.topology.host_of[comm.rank])
             of_host, _ = gathered(self._parts, self._unsent["values"], count, near)
             near.close()
-            owned = shrunk.shard_of(count, shrunk.numbers[comm.rank])
+            owned = shrunk.before.shard(count, shrunk.numbers[comm.rank])
             here = slice(self._place_of(owned.start), None)
             result = self._unsent["result"][here][: owned.stop - owned.start]
             of_all, _ = gathered([owned], result, count, comm)
@@ -142,6 +148,40 @@ class Compression:
             if part.start <= element < part.stop:
                 return int(begin + element - part.start)
         return 0
+
+
+def resized(saved: SavedStates) -> dict[str, Any]:
+    """This rank's state of a buffer that a group of another size or layout has saved. Collective.
+
+    Every host begins with the mean of what hosts had not sent, by their shares of the workers, so
+    that all that was moved is sent (closed form 11).
+    """
+    comm, before = saved.comm, saved.before
+    agreed, first = saved.at("agreed"), set(before.hosts[0])
+    # The ranks of a host have all of it together.
+    count = agreed.total(lambda rank, values: len(values) if rank in first else 0)
+    held = comm.held(count)
+
+    def of_first(rank: int) -> list[slice]:
+        return before.held(count, rank) if rank in first else []
+
+    def share_of(rank: int) -> float:
+        return len(before.neighbours(rank)) / before.size
+
+    def parts(whole: Array) -> Array:
+        return np.concatenate([whole[:0], *(whole[part] for part in held)])
+
+    found = {"rounds": saved.own["rounds"], "agreed": parts(agreed.whole(count, of_first))}
+    unsent: dict[str, Array] = {}
+    if "values" in saved.own["unsent"]:
+        values, result = saved.at("unsent", "values"), saved.at("unsent", "result")
+        unsent["values"] = parts(values.sum(count, lambda rank: before.held(count, rank), share_of))
+        # Zero where a rank is not the owner.
+        of_all = result.sum(count, lambda rank: before.held(count, rank), lambda _: 1.0)
+        own = np.zeros_like(of_all)
+        own[comm.shard(count)] = of_all[comm.shard(count)]
+        unsent["result"] = parts(own)
+    return {**found, "unsent": unsent}
 
 
 class _Place:

@@ -21,6 +21,7 @@ from localsgd.comm import NON_MEMBER, Codec, MismatchError
 from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 from localsgd.schedules import Schedule
 
 
@@ -90,6 +91,9 @@ class DynamicAverager(ModelAverager):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._kept.state_dict()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        return {**super().resized_state(saved), **self._kept.resized_state(saved)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._kept.check_state_dict(state_dict)

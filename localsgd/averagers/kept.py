@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from localsgd.comm.contract import Array
+from localsgd.comm.dtypes import FLOATS
+from localsgd.resizing import SavedStates
 
 
 class Kept:
@@ -54,6 +56,17 @@ class Kept:
             return {self.key: self._loaded}
         return {self.key: [{n: array.copy() for n, array in of.items()} for of in self.arrays]}
 
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """What ``state_dict`` gives, of a group of another size: means. Collective."""
+        kept = saved.own.get(self.key)
+        if kept is None:
+            return {self.key: None}
+        found = []
+        for index, arrays in enumerate(kept):
+            at = saved.at(self.key, index)
+            found.append({n: at.at(n).mean() if _has_mean(a) else a for n, a in arrays.items()})
+        return {self.key: found}
+
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises ValueError if ``load_state_dict`` would, and changes nothing."""
         if not isinstance(state_dict, Mapping) or self.key not in state_dict:
@@ -70,6 +83,10 @@ class Kept:
         for mine, theirs in zip(self.arrays, saved, strict=True):
             for name, array in mine.items():
                 array[...] = theirs[name]
+
+
+def _has_mean(array: Array) -> bool:
+    return array.dtype in FLOATS
 
 
 def _check_fits(arrays: Sequence[Mapping[str, Array]], saved: Sequence[Mapping[str, Any]]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from localsgd.arrays import Arena
 from localsgd.averagers.agreeing import agreed_outer
-from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.anchor import Anchor, resharded
 from localsgd.averagers.regrouping import regrouped
 from localsgd.comm.contract import Communicator, Shrunk, Update
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 
 
 class OuterSteps:
@@ -109,6 +110,12 @@ class OuterSteps:
         if self.outer is None:
             return {}
         return {"outer": self._loaded if self._anchor is None else self._anchor.state_dict()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """What ``state_dict`` gives, of a group of another size or layout. Collective."""
+        if self.outer is None or saved.own.get("outer") is None:
+            return {}
+        return {"outer": resharded(saved.at("outer"))}
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises what ``load_state_dict`` would, and changes nothing."""

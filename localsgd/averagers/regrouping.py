@@ -58,7 +58,7 @@ def regrouped(
             readers.setdefault(number, rank)
     for index, buffer in enumerate(buffers):
         numbers = range(shrunk.before.size)
-        shards = [shrunk.shard_of(buffer.flat.size, number) for number in numbers]
+        shards = [shrunk.before.shard(buffer.flat.size, number) for number in numbers]
         lost = [part for number, part in enumerate(shards) if number not in readers]
         for key in anchor.keys(index):
             whole = _whole(anchor, index, key, shards, readers, comm, shrunk)

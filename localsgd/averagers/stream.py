@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from localsgd.arrays import Arena
-from localsgd.averagers.anchor import Anchor
+from localsgd.averagers.anchor import Anchor, resharded
 from localsgd.averagers.beside import Beside
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.fragment import Fragment
@@ -19,6 +19,7 @@ from localsgd.averagers.regrouping import regrouped
 from localsgd.comm import NotFiniteError, NoWeight
 from localsgd.comm.contract import Communicator, Request, Shrunk, Traffic
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 
 
 class Stream:
@@ -101,8 +102,7 @@ class Stream:
         if behind and may_fail:
             self._left = self._compressed.state_dict()
             if anchor is not None and self._beside is None:
-                place = Anchor(anchor.outer, parts, self._comm)
-                self._beside = Beside(anchor, place, self._comm)
+                self._beside = self._with_place(anchor)
         beside, self._turns = self._beside, self._beside is not None
         if beside is not None and anchor is not None:
             beside.next.rounds, anchor = anchor.rounds, beside.next
@@ -132,6 +132,11 @@ class Stream:
             except NoWeight:
                 self.held = False
         self.away = True
+
+    def _with_place(self, anchor: Anchor) -> Beside:
+        """An anchor and a place beside it. Collective."""
+        place = Anchor(anchor.outer, self._fragment.parts, self._comm)
+        return Beside(anchor, place, self._comm)
 
     def set_off(self) -> None:
         """Begins a round that waits for it in the background."""
@@ -230,7 +235,9 @@ class Stream:
             self._before = self._before or self._beside or self._anchor
             made = Anchor(self._anchor.outer, parts, self._comm)
             regrouped(self._before, made, parts, self._comm, shrunk, begun)
-            self._anchor, self._beside, self._turns = made, None, False
+            if isinstance(self._before, Beside):
+                self._beside = self._with_place(made)
+            self._anchor, self._turns = made, False
         self._compressed.regroup(parts, shrunk)
 
     def settle_regrouping(self) -> None:
@@ -269,3 +276,20 @@ class Stream:
         self.away, self.held = state_dict["away"] is not None, bool(state_dict["held"])
         if self.away:
             self._fragment.load_state(state_dict["away"])
+
+
+def resized(saved: SavedStates, wire: CompressedRounds) -> dict[str, Any]:
+    """This rank's state of a fragment that a group of another size or layout has saved. Collective.
+
+    The result of a round that is on its way is known by then, and equal on all ranks.
+    """
+    own = dict(saved.own)
+    if own["anchor"] is not None:
+        own["anchor"] = resharded(saved.at("anchor"))
+    away = own["away"]
+    if away is not None and away["before"] is not None:
+        places = range(len(away["before"]))
+        before = [saved.at("away", "before", index).mean() for index in places]
+        own["away"] = {**away, "before": before}
+    own.pop("compression", None)
+    return {**own, **wire.resized_state(saved)}

@@ -22,11 +22,12 @@ from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.ledger import Ledger
-from localsgd.averagers.stream import Stream
+from localsgd.averagers.stream import Stream, resized
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.contract import Communicator, Shrunk
 from localsgd.outer import OuterOptimizer
+from localsgd.resizing import SavedStates
 from localsgd.schedules import Streaming
 
 
@@ -235,6 +236,16 @@ class StreamingAverager(ModelAverager):
             return {**state, "fragments": self._loaded}
         saved = [stream.state_dict() for stream in self._streams]
         return {**state, "fragments": saved or None}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """As of all averagers; what is on its way arrives as it would have."""
+        state = super().resized_state(saved)
+        fragments = saved.own["fragments"]
+        if fragments is not None:
+            wire = self._compression()
+            found = [resized(saved.at("fragments", i), wire) for i in range(len(fragments))]
+            state["fragments"] = found
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if not isinstance(state_dict, Mapping) or "fragments" not in state_dict:

@@ -2,7 +2,7 @@
 
 from localsgd.checkpoint.checkpoints import Checkpoints
 from localsgd.checkpoint.preemption import Preempted
-from localsgd.checkpoint.savable import Part
+from localsgd.checkpoint.savable import Part, has_mean
 from localsgd.checkpoint.writer import CheckpointError
 
-__all__ = ["CheckpointError", "Checkpoints", "Part", "Preempted"]
+__all__ = ["CheckpointError", "Checkpoints", "Part", "Preempted", "has_mean"]

@@ -107,7 +107,8 @@ class Checkpoints:
         """Takes over the newest checkpoint that is whole, or that of a step. Collective.
 
         Where a file of the newest is missing or has changed, the one before it is taken, and the
-        first rank warns.
+        first rank warns. So it does where another number of ranks has saved, or in another layout
+        of hosts: ``docs/training.md`` says what then holds.
 
         Returns:
             The step after which it was saved; None if there is no checkpoint.
@@ -213,14 +214,27 @@ class Checkpoints:
         try:
             if set(found.states) != set(self._parts):
                 raise ValueError(f"parts must be {list(found.states)}, got {list(self._parts)}")
+            states = self._resized(found)
             for name, part in self._parts.items():
                 before.append((part, deepcopy(part.state())))
-                load = partial(part.load, found.states[name])
+                load = partial(part.load, states[name])
                 agreed(self._comm, f"the saved {name}", load, lambda _: [])
         except BaseException:
             for part, previous in before:
                 part.load(previous)
             raise
+
+    def _resized(self, found: Found) -> Mapping[str, Any]:
+        """What this rank takes over, of whatever number of ranks has saved it. Collective."""
+        saved = found.saved
+        if saved is None:
+            return found.states
+        states = dict(found.states)
+        for name, part in self._parts.items():
+            if part.resized is not None:
+                make = partial(part.resized, saved.at(name))
+                states[name] = agreed(self._comm, f"the saved {name}", make, lambda _: [])
+        return states
 
     def _warn_of(self, found: Found) -> None:
         """Says what a user would want to know of what was loaded."""
@@ -229,6 +243,12 @@ class Checkpoints:
             words.append(
                 f"the checkpoint was saved with configuration {found.manifest.configuration}, this "
                 f"training goes on with {self._configuration}"
+            )
+        if found.saved is not None:
+            words.append(
+                f"the checkpoint was saved by {found.saved.before.size} ranks on hosts "
+                f"{found.saved.before}, {self._comm.size} go on with it on hosts "
+                f"{self._comm.topology}"
             )
         for text in words:
             warnings.warn(text, stacklevel=caller_level())

@@ -15,6 +15,7 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 from localsgd.checks import agreed, checked_count, workers_of
 from localsgd.comm.contract import Communicator
+from localsgd.resizing import SavedStates
 
 Seed: TypeAlias = "int | Sequence[int]"
 Purpose: TypeAlias = Literal["order", "shared", "own"]
@@ -55,6 +56,13 @@ class RandomStreams:
             "shared": dict(self.shared.bit_generator.state),
             "own": dict(self.own.bit_generator.state),
         }
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """This rank's own stream, which begins on ranks that are new; the shared one as it was."""
+        own = dict(saved.own)
+        if self._comm.rank >= saved.before.size:
+            del own["own"]
+        return own
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on where this rank's generators stood. Collective.

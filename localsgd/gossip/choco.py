@@ -21,6 +21,7 @@ from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import Graph
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
+from localsgd.resizing import SavedStates
 from localsgd.schedules import Schedule
 
 
@@ -105,6 +106,14 @@ class ChocoAverager(Gossip):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._kept.state_dict()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """As of all averagers; where copies become their mean, so do the sums of neighbours'."""
+        kept = self._kept.resized_state(saved)
+        if not saved.same_size and kept[self._kept.key] is not None:
+            for arrays in kept[self._kept.key]:
+                arrays["sum"] = arrays["public"].copy()
+        return {**super().resized_state(saved), **kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._kept.check_state_dict(state_dict)

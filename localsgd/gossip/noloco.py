@@ -19,6 +19,7 @@ from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import random_pairs
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
+from localsgd.resizing import SavedStates
 from localsgd.schedules import Schedule
 
 
@@ -86,6 +87,9 @@ class NoLoCoAverager(Gossip):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._kept.state_dict()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        return {**super().resized_state(saved), **self._kept.resized_state(saved)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._kept.check_state_dict(state_dict)

@@ -17,6 +17,7 @@ from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_sum
+from localsgd.resizing import SavedStates
 
 
 class PushSumAverager(Gossip):
@@ -72,6 +73,12 @@ class PushSumAverager(Gossip):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "weight": self.weight, **self._kept.state_dict()}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """As of all averagers; from the mean all go on with weight 1."""
+        kept = self._kept.resized_state(saved)
+        weight = {} if saved.same_size else {"weight": 1.0}
+        return {**super().resized_state(saved), **weight, **kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if not isinstance(state_dict, Mapping) or "weight" not in state_dict:

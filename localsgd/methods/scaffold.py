@@ -14,6 +14,7 @@ from localsgd.methods import recipes
 from localsgd.methods.control_variates import ControlVariates, check_plain
 from localsgd.methods.front_door import FrontDoor, Options
 from localsgd.optim import SGD
+from localsgd.resizing import SavedStates
 from localsgd.training import InnerOptimizer
 
 if TYPE_CHECKING:
@@ -82,6 +83,14 @@ class Controlled:
             "sum_of_rates": self.variates.sum_of_rates,
         }
         return {**self._optim.state_dict(), _CONTROL: control}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """As a rank had it; control variates, which sum to zero over all, begin anew."""
+        state = dict(saved.own)
+        if not saved.same_size:
+            zeros = [np.zeros_like(values) for values in state[_CONTROL]["values"]]
+            state[_CONTROL] = {**state[_CONTROL], "values": zeros}
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         saved = state_dict.get(_CONTROL)

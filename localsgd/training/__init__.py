@@ -1,6 +1,6 @@
 """What a job steps: the wrapper, its parts, and how they begin, end and are saved together."""
 
-from localsgd.training.loading import load_together
+from localsgd.training.loading import load_together, resized
 from localsgd.training.parts import Averager, Holder, InnerOptimizer, Stateful
 from localsgd.training.state import (
     POLICIES,
@@ -32,4 +32,5 @@ __all__ = [
     "lines_of_policy",
     "load_together",
     "reseeding",
+    "resized",
 ]

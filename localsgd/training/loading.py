@@ -8,7 +8,23 @@ from typing import Any
 
 from localsgd.checks import agreed_among, checked_count
 from localsgd.comm.contract import Communicator
+from localsgd.resizing import Resizing, SavedStates
 from localsgd.training.parts import Averager, Stateful
+
+
+def resized(saved: SavedStates, parts: Mapping[str, object]) -> dict[str, Any]:
+    """This rank's state of a training that a group of another size or layout has saved. Collective.
+
+    Args:
+        parts: what may have a rule of its own, by the key of its entry; under "" what saves the
+            whole.
+    """
+    state = dict(saved.own)
+    for key, part in parts.items():
+        if isinstance(part, Resizing) and (not key or key in state):
+            found = part.resized_state(saved.at(key) if key else saved)
+            state.update({key: found} if key else found)
+    return state
 
 
 def load_together(

@@ -21,7 +21,8 @@ from localsgd.checks import caller_level, checked_count
 from localsgd.comm import NON_MEMBER
 from localsgd.gradients import GradientStage, divide
 from localsgd.lr import Rate, apply_rate
-from localsgd.training.loading import load_together
+from localsgd.resizing import SavedStates
+from localsgd.training.loading import load_together, resized
 from localsgd.training.options import companions
 from localsgd.training.parts import (
     Averager,
@@ -237,6 +238,13 @@ class PostLocalSGDOptimizer:
         if self.buffers is not None:
             state["buffers"] = self.buffers.state_dict()
         return state
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """This rank's state of one that a group of another size or layout has saved. Collective.
+
+        The inner optimizer goes on as that of a rank that saved.
+        """
+        return resized(saved, {"": self.optim, "averager": self.averager, "buffers": self.buffers})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a ``state_dict``, of this class or of an inner optimizer.

@@ -159,17 +159,37 @@ print("went on")
 """
 
 
-@pytest.mark.parametrize(("layout", "goes_on"), [("1+2", True), ("2+1", False)])
-def test_a_silent_process_is_killed_on_its_host_or_the_job_ends(
-    tmp_path: Path, layout: str, goes_on: bool
+@pytest.mark.parametrize("layout", ["3", "1+2", "2+1", "1+1+1"])
+def test_a_process_that_is_stopped_is_killed_and_the_others_go_on(
+    tmp_path: Path, layout: str
 ) -> None:
-    """Where it is alone on its host nobody can end it, and nobody waits for ever."""
+    """By a neighbour, or by its companion."""
     script = tmp_path / "job.py"
     script.write_text(SILENT)
     code, output = run_job([script], 3, layout)
-    assert (code == 0) == goes_on
-    assert output.count("went on") == (2 if goes_on else 0)
-    assert ("nobody on its host can end it" in output) != goes_on
+    assert code == 0, output
+    assert output.count("went on") == 2
+
+
+def test_a_thread_that_is_stuck_alone_on_its_host_ends_the_job(tmp_path: Path) -> None:
+    """Nobody can end it, and nobody waits for ever."""
+    script = tmp_path / "job.py"
+    script.write_text(SILENT.replace("os.kill(os.getpid(), signal.SIGSTOP)", "signal.pause()"))
+    code, output = run_job([script], 3, "2+1")
+    assert code != 0 and "went on" not in output
+    assert "nobody on its host can end it" in output
+
+
+def test_a_process_that_is_stopped_for_a_moment_is_let_be(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    stop = "os.kill(os.getpid(), signal.SIGSTOP)"
+    waking = (
+        "subprocess.Popen(['sh', '-c', f'sleep 0.4; kill -CONT {os.getpid()}']); " + stop + "; "
+    )
+    script.write_text(SILENT.replace(stop, "import subprocess; " + 3 * waking))
+    code, output = run_job([script], 3, "2+1")
+    assert code == 0, output
+    assert output.count("went on") == 3
 
 
 PROGRAM = """

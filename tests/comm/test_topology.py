@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localsgd.comm import Topology
-from localsgd.comm.reduction.plan import atoms, shard
+from localsgd.comm.reduction.plan import atoms
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_atoms_cut_the_buffer_so_that_each_has_one_owner_and_one_holder_a_host(
         assert atom.start < atom.stop
         assert [topology.host_of[rank] for rank in atom.holders] == list(range(len(topology.hosts)))
         assert atom.owner == atom.holders[atom.home]
-        own = shard(count, topology, atom.owner)
+        own = topology.shard(count, atom.owner)
         assert own.start <= atom.start
         assert atom.stop <= own.stop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,11 +44,12 @@ if comm.rank == 0:
 """
 
 
-def job(tmp_path: Path, folder: str, trouble: str) -> tuple[int, str]:
+def job(tmp_path: Path, folder: str, trouble: str, layout: str = "2+1") -> tuple[int, str]:
     """Exit code and output of a run that goes on from what is in a folder."""
     script = tmp_path / "job.py"
     script.write_text(PROGRAM)
-    command = [sys.executable, "-m", "localsgd.cli", "run", "-n", "3", "--layout", "2+1"]
+    ranks = str(sum(map(int, layout.split("+"))))
+    command = [sys.executable, "-m", "localsgd.cli", "run", "-n", ranks, "--layout", layout]
     ended = subprocess.run(
         [*command, str(script), str(tmp_path / folder), trouble],
         capture_output=True,
@@ -83,6 +85,21 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: 
     assert code == 0, output
     assert digest_in(output) == whole
     assert begun == [0, 3, 6]
+
+
+def test_more_processes_and_fewer_go_on_from_one_checkpoint(tmp_path: Path) -> None:
+    """All of them alike to the bit, which the program itself checks at its end."""
+    stop = "if step == 10: saves.wait(); comm.barrier(); os._exit(3)"
+    code, output = job(tmp_path, "saves", stop)
+    assert code != 0 and "ends with" not in output
+    for ranks, layout in ((2, "1+1"), (4, "2+2"), (3, "1+2")):
+        shutil.copytree(tmp_path / "saves", tmp_path / layout)
+        code, output = job(tmp_path, layout, "", layout)
+        assert (
+            f"was saved by 3 ranks on hosts 2+1, {ranks} go on with it on hosts {layout}" in output
+        )
+        assert "begins after step 9" in output
+        assert code == 0 and "ends with" in output, output
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

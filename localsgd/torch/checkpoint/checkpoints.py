@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 from torch import Generator
+from torch.nn import Module
 
 from localsgd import checkpoint as core
-from localsgd.checkpoint import Part
+from localsgd.checkpoint import Part, has_mean
 from localsgd.comm import Communicator
 from localsgd.comm.contract import Json
+from localsgd.resizing import SavedStates
 from localsgd.schedules import Schedule
 from localsgd.torch.arrays import with_arrays, with_tensors
 from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
@@ -63,8 +67,10 @@ class Checkpoints(core.Checkpoints):
 
     def _part(self, name: str, value: object) -> Part:
         if isinstance(value, Generator):
-            return _in_arrays(Part(value.get_state, value.set_state))
+            return _in_arrays(Part(value.get_state, value.set_state, _other_numbers))
         part = super()._part(name, value)
+        if isinstance(value, Module):
+            part = Part(part.state, part.load, _mean)
         return _in_arrays(part) if hasattr(value, "state_dict") else part
 
 
@@ -79,4 +85,21 @@ def _in_arrays(part: Part) -> Part:
     def load(saved: Any) -> object:
         return part.load(with_tensors(saved))
 
-    return Part(state, load)
+    return Part(state, load, part.resized)
+
+
+def _other_numbers(saved: SavedStates) -> Any:
+    """A generator's state; of another generator on every rank that is new."""
+    turns = saved.comm.rank // saved.before.size
+    if not turns:
+        return saved.own
+    digest = sha256(np.asarray(saved.own).tobytes() + turns.to_bytes(8, "little")).digest()
+    made = Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return made.get_state().numpy()
+
+
+def _mean(saved: SavedStates) -> Any:
+    """A module's state of the states of another number of ranks: means of floats. Collective."""
+    return {
+        key: saved.at(key).mean() if has_mean(value) else value for key, value in saved.own.items()
+    }

@@ -19,6 +19,7 @@ from torch.optim import SGD
 from localsgd.checks import checked_number
 from localsgd.comm.contract import Array
 from localsgd.methods import ControlVariates, check_plain, recipes
+from localsgd.resizing import SavedStates
 from localsgd.torch.arrays import Place, place_of
 from localsgd.torch.comm import outside_modes
 from localsgd.torch.methods.front_door import FrontDoor, Options
@@ -97,6 +98,14 @@ class Controlled:
         state = self._optim.state_dict()
         first, *others = state["param_groups"]
         return {**state, "param_groups": [{**first, _SUM: self.variates.sum_of_rates}, *others]}
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """As a rank had it; control variates, which sum to zero over all, begin anew."""
+        state = dict(saved.own)
+        if not saved.same_size:
+            of_params = state["state"].items()
+            state["state"] = {key: {**of, _CONTROL: 0 * of[_CONTROL]} for key, of in of_params}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         groups = [dict(group) for group in state_dict["param_groups"]]

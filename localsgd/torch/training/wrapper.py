@@ -20,6 +20,7 @@ from localsgd import averagers as core
 from localsgd.averagers import Companion
 from localsgd.checks import caller_level
 from localsgd.comm import NON_MEMBER
+from localsgd.resizing import SavedStates
 from localsgd.torch.arrays import ModuleBuffers, check_optimizer
 from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.gradients import GradientStage
@@ -28,7 +29,7 @@ from localsgd.torch.training.options import companions
 from localsgd.torch.training.scaling import local_step
 from localsgd.torch.training.state import Forgetful, TorchState
 from localsgd.torch.training.uneven import TorchUnevenEnds
-from localsgd.training import Averager, Holder, State, Stateful, load_together
+from localsgd.training import Averager, Holder, State, Stateful, load_together, resized
 
 
 class PostLocalSGDOptimizer(Optimizer):
@@ -246,6 +247,17 @@ class PostLocalSGDOptimizer(Optimizer):
             changed = post_hook(self, state)
             state = state if changed is None else changed
         return state
+
+    def resized_state(self, saved: SavedStates) -> dict[str, Any]:
+        """This rank's state of one that a group of another size or layout has saved. Collective.
+
+        Of states with arrays for tensors, as ``localsgd.torch.Checkpoints`` reads them. The inner
+        optimizer goes on as that of a rank that saved.
+        """
+        core = self.averager
+        if isinstance(core, CoreAverager):
+            core = core.averager
+        return resized(saved, {"": self.optim, "averager": core})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a ``state_dict``, of this class or of a plain optimizer.

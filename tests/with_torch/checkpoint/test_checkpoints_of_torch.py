@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,77 @@ def test_resuming_at_any_step_is_never_having_stopped(tmp_path: Path, hosts: str
             assert later.rates.state_dict() == whole.rates.state_dict()
 
     run_threads(sum(int(count) for count in hosts.split("+")), body, hosts=hosts)
+
+
+@pytest.mark.parametrize(("old", "new"), [("2+1", "2"), ("1", "3"), ("3", "2+1")])
+def test_another_number_of_ranks_goes_on_from_the_mean(tmp_path: Path, old: str, new: str) -> None:
+    """Parameters and batch statistics; each from its own where as many load."""
+
+    def size_of(hosts: str) -> int:
+        return sum(map(int, hosts.split("+")))
+
+    def saving(comm: Communicator) -> Any:
+        whole = Training(comm, tmp_path)
+        whole.go_on(range(1, 5))
+        whole.saves.close()
+        return whole.values()
+
+    def loading(comm: Communicator) -> Any:
+        later = Training(comm, tmp_path)
+        said = pytest.warns(UserWarning, match="was saved by")
+        with said if comm.rank == 0 else nullcontext():
+            assert later.saves.load() == 4
+        found, drawn = later.values(), later.noise.clone_state()
+        later.go_on(range(5, 7))
+        later.saves.close()
+        assert later.training.averager.step == 6
+        params = [param.detach().numpy().tobytes() for param in later.model.parameters()]
+        return found, float(torch.rand((), generator=drawn)), params
+
+    before = run_threads(size_of(old), saving, hosts=old)
+    after = run_threads(size_of(new), loading, hosts=new)
+    for rank, (found, *_) in enumerate(after):
+        for name, value in found.items():
+            theirs = [values[name] for values in before]
+            wanted = theirs[rank] if len(before) == len(after) else torch.stack(theirs)
+            if len(before) != len(after):
+                wanted = wanted.double().mean(0).to(value.dtype)
+            assert torch.allclose(value, wanted, rtol=1e-6, atol=1e-7), name
+    assert len({drawn for _, drawn, _ in after}) == len(after)
+    assert all(params == after[0][2] for *_, params in after)
+
+
+def test_torchs_control_variates_begin_anew_on_another_number_of_ranks(tmp_path: Path) -> None:
+    def made(comm: Communicator) -> tuple[nn.Linear, Any, Any]:
+        model = nn.Linear(3, 1)
+        ours.adopt(model, comm)
+        training = ours.SCAFFOLD(torch.optim.SGD(model.parameters(), lr=0.1), 2, process_group=comm)
+        parts = {"model": model, "training": training}
+        return model, training, ours.Checkpoints(tmp_path, parts, comm, when=every(1))
+
+    def controls(training: Any) -> list[torch.Tensor]:
+        return [of["control"] for of in training.optim.state.values()]
+
+    def saving(comm: Communicator) -> None:
+        model, training, saves = made(comm)
+        for _ in range(4):
+            training.zero_grad()
+            (model(torch.ones(2, 3)) * comm.rank).sum().backward()
+            training.step()
+        assert all(control.abs().min() > 0 for control in controls(training))
+        saves.save(1)
+        saves.close()
+
+    def loading(comm: Communicator) -> None:
+        _, training, saves = made(comm)
+        said = pytest.warns(UserWarning, match="was saved by")
+        with said if comm.rank == 0 else nullcontext():
+            saves.load()
+        saves.close()
+        assert all(not control.any() for control in controls(training))
+
+    run_threads(2, saving)
+    run_threads(3, loading)
 
 
 def test_every_dtype_of_a_module_comes_back(tmp_path: Path) -> None:
