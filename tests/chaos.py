@@ -1,6 +1,6 @@
 """Does training go on? Faults of all kinds, at random moments, in real processes.
 
-    python tests/chaos.py [--faults 100] [--seed 0] [--from 0]
+    python tests/chaos.py [--faults 100] [--seed 0] [--from 0] [--averager streaming]
 
 A job trains while its workers meet what a seeded plan has for them (``chaos_job.py``), or is killed
 as a whole and started again from checkpoints of which the newest was damaged. After each: it has
@@ -30,7 +30,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chaos_job import DEADLINE_S, ENDS, ENDS_OF_A_THREAD
+from chaos_job import AVERAGERS, DEADLINE_S, ENDS, ENDS_OF_A_THREAD
 from localsgd.checkpoint.manifest import Manifest
 from localsgd.checkpoint.rank_file import name_of, read
 from soak import Soaked
@@ -47,11 +47,13 @@ class Outcome:
     """What came of one job.
 
     Attributes:
+        averager: which kind it trained with.
         faults: the kind of every fault in it, with its moment.
         violations: what should not have been, in words.
         recoveries_s: from a worker's end to the next round of those that are left, and which.
     """
 
+    averager: str
     faults: list[str]
     violations: list[str] = field(default_factory=list)
     recoveries_s: list[tuple[float, str]] = field(default_factory=list)
@@ -61,14 +63,15 @@ def size_of(layout: str) -> int:
     return sum(map(int, layout.split("+")))
 
 
-def outcomes(seed: int, first: int) -> Iterator[Outcome]:
-    """Of jobs without end; each depends on the seed and its number alone."""
+def outcomes(seed: int, first: int, averagers: Sequence[str]) -> Iterator[Outcome]:
+    """Of jobs without end; each depends on the seed, its number and the averagers alone."""
     for number in itertools.count(first):
         rng = random.Random(f"{seed} {number}")
-        yield (damaged if number % 4 == 3 else lost)(rng)
+        averager = rng.choice(averagers)
+        yield (damaged if number % 4 == 3 else lost)(rng, averager)
 
 
-def lost(rng: random.Random) -> Outcome:
+def lost(rng: random.Random, averager: str) -> Outcome:
     """A job that goes on without workers; one of them has no room on the disk, perhaps."""
     layout = rng.choice(LAYOUTS)
     workers = list(range(size_of(layout)))
@@ -79,7 +82,7 @@ def lost(rng: random.Random) -> Outcome:
     for victim in victims:
         moments = ["between", "in a pass", "while saving"] + (["in a recovery"] if faults else [])
         moment = rng.choice(moments)
-        # Rounds are after steps 3, 6, …, checkpoints after 4, 8, …
+        # Rounds begin after steps 3, 6, …, checkpoints after 4, 8, …
         step = rng.choice(
             {"in a pass": [3, 6, 9, 12], "while saving": [4, 8]}.get(
                 moment, list(range(2, STEPS - 2))
@@ -95,8 +98,10 @@ def lost(rng: random.Random) -> Outcome:
         left = rng.choice([worker for worker in workers if worker not in victims])
         full = {"step": rng.randint(2, STEPS), "workers": [left, *victims[1:]]}
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), layout)
-        outcome = Outcome([f"{fault['kind']}, {fault['moment']}" for fault in faults.values()])
+        run = Run(Path(folder), layout, averager)
+        outcome = Outcome(
+            averager, [f"{fault['kind']}, {fault['moment']}" for fault in faults.values()]
+        )
         outcome.faults += ["no room on the disk"] if full else []
         outcome.violations += run.start(faults, full=full)
         reports = run.reports()
@@ -112,12 +117,12 @@ def lost(rng: random.Random) -> Outcome:
         return outcome
 
 
-def damaged(rng: random.Random) -> Outcome:
+def damaged(rng: random.Random, averager: str) -> Outcome:
     """A job that is killed as a whole, and goes on from damaged checkpoints."""
     layout, damage = rng.choice(LAYOUTS), rng.choice(DAMAGES)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), layout)
-        outcome = Outcome(["the launcher killed", damage])
+        run = Run(Path(folder), layout, averager)
+        outcome = Outcome(averager, ["the launcher killed", damage])
         step = rng.randint(9, STEPS)
         outcome.violations += run.start({}, kill_after=step)
         saves = sorted((run.folder / "saves").glob("step-*"))
@@ -131,16 +136,16 @@ def damaged(rng: random.Random) -> Outcome:
         ):
             outcome.violations.append(f"went on from {reports}, not from {saves[-2].name}")
         digests = {report["digest"] for report in reports.values()}
-        if digests != {undisturbed(layout)}:
+        if digests != {undisturbed(layout, averager)}:
             outcome.violations.append("the job that went on ended with other bits")
         return outcome
 
 
 @lru_cache
-def undisturbed(layout: str) -> str:
+def undisturbed(layout: str, averager: str) -> str:
     """The digest that a job ends with to which nothing happens."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), layout)
+        run = Run(Path(folder), layout, averager)
         problems = run.start({})
         if problems:
             raise RuntimeError(f"a job to which nothing happens failed: {problems}")
@@ -166,8 +171,8 @@ def harm(checkpoint: Path, damage: str, rng: random.Random) -> None:
 class Run:
     """Jobs in one folder."""
 
-    def __init__(self, folder: Path, layout: str) -> None:
-        self.folder, self.layout = folder / "work", layout
+    def __init__(self, folder: Path, layout: str, averager: str) -> None:
+        self.folder, self.layout, self.averager = folder / "work", layout, averager
         self._temporary = folder / "temporary"
         self.folder.mkdir()
         self._temporary.mkdir()
@@ -185,7 +190,13 @@ class Run:
             full: after which step which workers have no room on the disk.
             kill_after: kills the launcher once there is a checkpoint of at least two rounds.
         """
-        plan = {"folder": str(self.folder), "steps": STEPS, "faults": faults, "full": full}
+        plan = {
+            "folder": str(self.folder),
+            "averager": self.averager,
+            "steps": STEPS,
+            "faults": faults,
+            "full": full,
+        }
         (self.folder / "plan.json").write_text(json.dumps(plan))
         words = ["run", "--fault-tolerant", "-n", str(size_of(self.layout))]
         words += ["--layout", self.layout, str(JOB), str(self.folder / "plan.json")]
@@ -280,7 +291,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first job")
+    parser.add_argument("--averager", choices=AVERAGERS, help="of all jobs; drawn unless given")
     asked = parser.parse_args(words)
+    averagers = AVERAGERS if asked.averager is None else (asked.averager,)
     faults: Counter[str] = Counter()
     violations, recoveries = 0, list[tuple[float, str]]()
     columns = (
@@ -291,12 +304,14 @@ def main(words: Sequence[str]) -> int:
     )
     with Progress(*columns, TimeElapsedColumn()) as progress:
         bar = progress.add_task("faults", total=asked.faults)
-        for number, outcome in enumerate(outcomes(asked.seed, asked.first), asked.first):
+        jobs = outcomes(asked.seed, asked.first, averagers)
+        for number, outcome in enumerate(jobs, asked.first):
             faults.update(outcome.faults)
             recoveries += outcome.recoveries_s
             violations += len(outcome.violations)
             for violation in outcome.violations:
-                progress.console.print(f"job {number} ({outcome.faults}): {violation}")
+                what = f"{outcome.averager}, {outcome.faults}"
+                progress.console.print(f"job {number} ({what}): {violation}")
             progress.update(bar, advance=len(outcome.faults), description=f"job {number}")
             if faults.total() >= asked.faults:
                 break

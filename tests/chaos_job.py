@@ -28,10 +28,13 @@ from localsgd import (
     Checkpoints,
     Communicator,
     ModelAverager,
+    OverlappedAverager,
     PostLocalSGDOptimizer,
     ShardSampler,
+    StreamingAverager,
     Survival,
     every,
+    gossip,
     optim,
     outer,
 )
@@ -42,6 +45,7 @@ SAYS_AFTER_S = 40.0
 COUNT = 20_000
 # Between two rounds and checkpoints; in the mean of one; behind a checkpoint; when another is lost.
 MOMENTS = ("between", "in a pass", "while saving", "in a recovery")
+AVERAGERS = ("plain", "streaming", "delayed", "gossip")
 # What a thread can do to its process.
 ENDS_OF_A_THREAD = ("killed", "stopped", "a bad address")
 ENDS = ("killed", "stopped", "a bad address", "an error", "the end")
@@ -109,6 +113,30 @@ class Outer(outer.SGD):
         self._fate.meet("in a pass")
 
 
+class Mixing(gossip.GossipAverager):
+    """D-PSGD, in whose mixing a worker may meet its fate."""
+
+    fate: Fate
+
+    def _mix(self, index: int, arena: Any, neighbours: Any) -> None:
+        super()._mix(index, arena, neighbours)
+        self.fate.meet("in a pass")
+
+
+def averager_of(kind: str, comm: Communicator, fate: Fate) -> ModelAverager:
+    """Something begins after steps 3, 6, 9 and 12."""
+    match kind:
+        case "plain":
+            return ModelAverager(every(3), comm, outer=Outer(fate))
+        case "streaming":
+            return StreamingAverager(6, 2, comm, outer=Outer(fate), delay=2, mixing=0.5)
+        case "delayed":
+            return OverlappedAverager(3, 2, comm, outer=Outer(fate))
+    averager = Mixing(every(3), gossip.ring(), comm)
+    averager.fate = fate
+    return averager
+
+
 def fails_to_save(saves: Checkpoints, step: int, is_full: bool) -> bool:
     """Whether a checkpoint fails for which some workers have no room on the disk."""
     saves.wait()
@@ -129,7 +157,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     mine = plan["faults"].get(str(number), {})
     fate = Fate(folder, number, **mine)
     arena = Arena({"w": np.full(COUNT, 5.0, np.float32), "b": np.ones(7)[:3].astype("f4")}, comm)
-    averager = ModelAverager(every(3), comm, outer=Outer(fate))
+    averager = averager_of(plan["averager"], comm, fate)
     training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1, momentum=0.5), averager)
     sampler = ShardSampler(1000, 2, seed=0, comm=comm)
     noise = np.random.default_rng(number)
@@ -153,7 +181,9 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         training.step()
         if averager.rounds > held:
             fate.rounds.append(time.time())
-        survival.hold(lambda: saves.after(step))  # noqa: B023
+        # What is on its way in the background is left alone otherwise.
+        if saves.when.due(step):
+            survival.hold(lambda: saves.after(step))  # noqa: B023
         if room and step == room["step"]:
             full = survival.hold(lambda: fails_to_save(saves, step, number in room["workers"]))  # noqa: B023
     training.flush()

@@ -9,13 +9,14 @@ import pytest
 import chaos
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_training_goes_on_without_workers_that_are_lost(number: int) -> None:
-    assert chaos.lost(random.Random(number)).violations == []
+@pytest.mark.parametrize(("number", "averager"), enumerate(chaos.AVERAGERS))
+def test_training_goes_on_without_workers_that_are_lost(number: int, averager: str) -> None:
+    assert chaos.lost(random.Random(number), averager).violations == []
 
 
-def test_training_goes_on_from_damaged_checkpoints() -> None:
-    assert chaos.damaged(random.Random(0)).violations == []
+@pytest.mark.parametrize("averager", ["plain", "streaming"])
+def test_training_goes_on_from_damaged_checkpoints(averager: str) -> None:
+    assert chaos.damaged(random.Random(0), averager).violations == []
 
 
 def test_what_is_wrong_is_said() -> None:

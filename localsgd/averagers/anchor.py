@@ -41,6 +41,7 @@ class Anchor:
 
     Attributes:
         rounds: how many outer steps were taken.
+        outer: what takes them.
     """
 
     def __init__(self, outer: OuterOptimizer, arenas: Sequence[Flat], comm: Communicator) -> None:
@@ -50,7 +51,7 @@ class Anchor:
             MemoryError: on every rank, if the memory of a host does not suffice.
         """
         self.rounds = 0
-        self._outer, self._comm = outer, comm
+        self.outer, self._comm = outer, comm
         self._layouts = [(arena.names, arena.flat.size, arena.dtype) for arena in arenas]
         self._shards = [comm.shard(arena.flat.size) for arena in arenas]
         lengths = [shard.stop - shard.start for shard in self._shards]
@@ -102,9 +103,21 @@ class Anchor:
         Args:
             outer: the optimizer as it was when the round began; None takes it as it is.
         """
-        return _Step(
-            outer or self._outer, self._shards[index], self._arrays[index], self.rounds + 1
-        )
+        return _Step(outer or self.outer, self._shards[index], self._arrays[index], self.rounds + 1)
+
+    def copy(self, other: Anchor) -> None:
+        """Takes over the arrays of another of the same parameters and ranks."""
+        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
+            for key, array in mine.items():
+                array[...] = theirs[key]
+
+    def readable(self, shrunk: Shrunk, begun: int) -> list[int]:
+        """The lost ranks of this host whose shards are as before the round that failed.
+
+        Args:
+            begun: how many collectives the group had begun before it.
+        """
+        return [rank for rank, number in shrunk.begun.items() if number <= begun]
 
     def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
         """The shard of a rank that shared this one's host, and may be lost."""

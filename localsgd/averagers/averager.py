@@ -212,8 +212,23 @@ class ModelAverager(Weighing):
         """
         return None
 
-    def check_regrouping(self) -> None:
-        """Raises ValueError unless this averager can go on when its group loses ranks."""
+    def be_held(self) -> None:
+        """Has rounds held by a ``Survival`` from now on, again if they fail. Not collective.
+
+        Raises:
+            ValueError: if that cannot begin now.
+        """
+
+    def set_off(self) -> None:
+        """After a round that all have held begins what goes on in the background."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copies of what a round may change, for ``put_back``. Not collective."""
+        return self.state_dict()
+
+    def put_back(self, snapshot: Mapping[str, Any]) -> None:
+        """Makes everything what it was, before ``regroup``. Not collective."""
+        self.load_state_dict(snapshot)
 
     def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
         """Goes on with those that are left of the group. Collective.

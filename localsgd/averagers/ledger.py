@@ -80,6 +80,12 @@ class Ledger:
         if level == 0:
             self.skipped = False
 
+    def give_back(self, level: int, samples: int | None) -> None:
+        """Adds what a round was to settle, which was given up."""
+        if samples is not None:
+            for accounts in (self.samples, self._before_step):
+                accounts[level] = samples + (accounts[level] or 0)
+
     def state_dict(self) -> dict[str, Any]:
         """The accounts, as JSON values."""
         return {

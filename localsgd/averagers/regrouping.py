@@ -9,6 +9,7 @@ of the state zero: it begins anew, and the next round takes the mean there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -16,8 +17,25 @@ from localsgd.averagers.anchor import Anchor, Flat
 from localsgd.comm.contract import Array, Communicator, Shrunk
 
 
+class Shards(Protocol):
+    """What ranks of a host can read of each other's anchors."""
+
+    @property
+    def rounds(self) -> int:
+        """How many outer steps were taken."""
+
+    def keys(self, index: int) -> Sequence[str]:
+        """What there is of arena number ``index``, the anchor first."""
+
+    def readable(self, shrunk: Shrunk, begun: int) -> list[int]:
+        """The lost ranks of this host whose shards are as before the round that failed."""
+
+    def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
+        """The shard of a rank that shared this one's host."""
+
+
 def regrouped(
-    anchor: Anchor,
+    anchor: Shards,
     made: Anchor,
     buffers: Sequence[Flat],
     comm: Communicator,
@@ -33,7 +51,7 @@ def regrouped(
         begun: how many collectives the group had begun before it.
     """
     made.rounds = anchor.rounds
-    offers = comm.collect([rank for rank, number in shrunk.begun.items() if number <= begun])
+    offers = comm.collect(anchor.readable(shrunk, begun))
     readers = {number: rank for rank, number in enumerate(shrunk.numbers)}
     for rank, numbers in enumerate(offers):
         for number in numbers:
@@ -53,7 +71,7 @@ def regrouped(
 
 
 def _whole(
-    anchor: Anchor,
+    anchor: Shards,
     index: int,
     key: str,
     shards: Sequence[slice],

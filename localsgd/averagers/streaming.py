@@ -25,7 +25,7 @@ from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.stream import Stream, resized
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Communicator, Shrunk
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 from localsgd.schedules import Streaming
@@ -104,6 +104,7 @@ class StreamingAverager(ModelAverager):
         self._ledger = Ledger(self.streaming.fragments, nested=False)
         self._streams: list[Stream] = []
         self._loaded: Sequence[Any] | None = None
+        self._is_held = False
 
     @property
     def outer(self) -> OuterOptimizer | None:
@@ -196,8 +197,37 @@ class StreamingAverager(ModelAverager):
         for stream in self._streams:
             self._arrive(stream, as_arenas(params), self.mixing)
 
-    def check_regrouping(self) -> None:
-        raise ValueError(f"{type(self).__name__} cannot go on when its group loses workers")
+    def be_held(self) -> None:
+        if any(stream.away for stream in self._streams):
+            raise ValueError("a Survival must begin while no fragment is on its way, got some")
+        self._is_held = True
+
+    def set_off(self) -> None:
+        for stream in self._streams:
+            stream.set_off()
+
+    def snapshot(self) -> dict[str, Any]:
+        state = ModelAverager.state_dict(self)
+        return {**state, "fragments": [stream.snapshot() for stream in self._streams]}
+
+    def put_back(self, snapshot: Mapping[str, Any]) -> None:
+        ModelAverager.load_state_dict(self, snapshot)
+        for stream, state in zip(self._streams, snapshot["fragments"], strict=True):
+            stream.put_back(state)
+
+    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+        """As ``ModelAverager.regroup``; fragments on their way are as if they had not left."""
+        super().regroup(params, shrunk, begun)
+        for index, stream in enumerate(self._streams):
+            if stream.give_up():
+                self._ledger.give_back(index, stream.samples)
+        for stream in self._streams:
+            stream.regroup(as_arenas(params), shrunk, begun)
+
+    def settle_regrouping(self) -> None:
+        super().settle_regrouping()
+        for stream in self._streams:
+            stream.settle_regrouping()
 
     def state_dict(self) -> dict[str, Any]:
         """As ``ModelAverager.state_dict``, with the fragments; waits for those on their way."""
@@ -269,8 +299,16 @@ class StreamingAverager(ModelAverager):
                 companion.join(self.comm, weight)
             words += [companion.words for companion in along]
         label = ", ".join(word for word in words if word)
-        keeps = self._keeps_progress and behind
-        self._streams[index].leave(arenas, outer, weight, label, behind=behind, keep_progress=keeps)
+        self._streams[index].samples = self._ledger.samples[index]
+        self._streams[index].leave(
+            arenas,
+            outer,
+            weight,
+            label,
+            behind=behind,
+            keep_progress=self._keeps_progress and behind,
+            may_fail=self._is_held,
+        )
         self._ledger.settle(index, step)
 
     def _arrive(self, stream: Stream, arenas: Sequence[Arena], mixing: float) -> bool:

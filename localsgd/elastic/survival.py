@@ -70,7 +70,7 @@ class Survival:
         for part in parts:
             if not isinstance(part, Regrouping):
                 raise TypeError(f"parts must have regroup(), as a ShardSampler has, got {part!r}")
-        trained.averager.check_regrouping()
+        trained.averager.be_held()
         self.lost = 0
         self._trained, self._averager, self._parts = trained, trained.averager, parts
         self._copies = Copies(trained)
@@ -99,6 +99,7 @@ class Survival:
                 if not self._recovery(failure, begun, done=bool(found)):
                     continue
             self._own.held += 1
+            self._averager.set_off()
             return found[0]
 
     def _recovery(self, failure: RankFailure, begun: int, *, done: bool) -> bool:

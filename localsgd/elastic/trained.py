@@ -92,7 +92,7 @@ class Copies:
         for copy, array in zip(self._arrays, arrays, strict=True):
             copy[...] = array
         averager = self._trained.averager
-        self._of_averager = averager.state_dict() if averager.begun else {}
+        self._of_averager = averager.snapshot() if averager.begun else {}
         self._states = {name: part.state_dict() for name, part in self._trained.states().items()}
 
     def put_back(self) -> None:
@@ -100,6 +100,6 @@ class Copies:
         for copy, array in zip(self._arrays, self._trained.arrays(), strict=True):
             array[...] = copy
         if self._of_averager:
-            self._trained.averager.load_state_dict(self._of_averager)
+            self._trained.averager.put_back(self._of_averager)
         for name, part in self._trained.states().items():
             part.load_state_dict(self._states[name])

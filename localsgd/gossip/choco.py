@@ -6,7 +6,7 @@ compressed communication (arXiv 1902.00340), in the order of the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from localsgd.averagers import Kept, checked_codec, require_carried
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
 from localsgd.comm.codecs import Codec, keyed_at
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Array, Communicator, Shrunk
 from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import Graph
-from localsgd.gossip.neighbours import Neighbours
+from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
 from localsgd.resizing import SavedStates
 from localsgd.schedules import Schedule
 
@@ -91,6 +91,18 @@ class ChocoAverager(Gossip):
         require_carried(self.comm, self.codec, arenas)
         copies = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
         self._kept.begin([{"public": copy, "sum": copy.copy()} for copy in copies])
+
+    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+        """As ``Gossip.regroup``; neighbours tell each other their public copies, as they are."""
+        super().regroup(params, shrunk, begun)
+        neighbours = Neighbours(self.comm, self.graph.matrix(self.comm.size))
+        for kept in self._kept.arrays:
+            sums = kept["sum"]
+
+            def use(place: slice, parts: Sequence[Parts], sums: Array = sums) -> None:
+                sums[place] = weighted_mean(parts[0], neighbours.weights)
+
+            neighbours.each_window([kept["public"]], use)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self._kept.state_dict()}

@@ -10,11 +10,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localsgd.arrays import Arena
+from localsgd.arrays import Arena, Arenas
 from localsgd.averagers import Companion, Kind, ModelAverager
 from localsgd.checks import agreed_among, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Communicator, Shrunk
 from localsgd.comm.dtypes import all_finite
 from localsgd.gossip.graphs import Graph, check_stochastic
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
@@ -66,8 +66,21 @@ class Gossip(ModelAverager):
         super().__init__(schedule, comm)
         self.mixed = 0
 
-    def check_regrouping(self) -> None:
-        raise ValueError(f"{type(self).__name__} cannot go on when its group loses workers")
+    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+        """Takes the graph for those that are left, who keep what they have. Collective.
+
+        Raises:
+            ValueError: if the graph has no weights for so many workers; on every rank.
+        """
+        super().regroup(params, shrunk, begun)
+        size = self.comm.size
+        try:
+            check_stochastic(self.graph.matrix(size), rows=self._doubly)
+        except ValueError as error:
+            raise ValueError(
+                f"gossip must have a graph for the {size} workers that are left of "
+                f"{shrunk.before.size}, got {self.graph!r}: {error}"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mixed": self.mixed}

@@ -27,7 +27,8 @@ class PushSumAverager(Gossip):
 
     Local steps change the parameters, and what they have moved since the last round is added to x
     before it is mixed, as the method does. The sums of x and of w stay, to rounding, so that all z
-    go to the mean. ``flush`` and ``mean_of`` take the mean of x, whose weights are 1 on average.
+    go to the mean. ``flush`` and ``mean_of`` take the sum of x by that of w, which is the number of
+    workers, until some are lost, whose numerators and weights are lost with them.
 
     Attributes:
         weight: this worker's w; 1 at first.
@@ -65,7 +66,7 @@ class PushSumAverager(Gossip):
             if self.comm is not NON_MEMBER:
                 if not self.begun:
                     self.begin(params)
-                flat[...] = self._moved(index, arena)
+                flat[...] = self._moved(index, arena) / self._share(flat.dtype)
                 self.comm.allreduce(flat, "mean")
             found.update(arena.layout.views(flat))
         return found
@@ -101,9 +102,9 @@ class PushSumAverager(Gossip):
         if not self.begun:
             self.begin(arenas)
         if kind == "flush":
-            # A plain mean is then the mean of the numerators.
+            # A plain mean is then the sum of the numerators by that of the weights.
             for index, arena in enumerate(arenas):
-                arena.flat[...] = self._moved(index, arena)
+                arena.flat[...] = self._moved(index, arena) / self._share(arena.flat.dtype)
         held = super()._round(arenas, group, along, kind, step)
         self.weight = self._next
         return held
@@ -126,6 +127,11 @@ class PushSumAverager(Gossip):
             flat[place] = mixed / mixed.dtype.type(self._next)
 
         neighbours.each_window([numerator], use)
+
+    def _share(self, dtype: np.dtype[Any]) -> Any:
+        """The mean of all workers' weights, 1 as long as none was lost. Collective."""
+        weights = self.comm.collect(self.weight)
+        return work_dtype(dtype).type(sum(weights) / len(weights))
 
     def _moved(self, index: int, arena: Arena) -> Array:
         """The numerator, with what the parameters have moved since the last round."""

@@ -291,10 +291,13 @@ def test_the_data_is_dealt_to_those_that_are_left() -> None:
 def test_what_cannot_survive_is_refused() -> None:
     arena = Arena({"x": np.zeros(3)}, solo())
     streaming = PostLocalSGDOptimizer(
-        optim.SGD(arena, lr=0.1), StreamingAverager(4, 1, solo(), delay=1)
+        optim.SGD(arena, lr=0.1), StreamingAverager(1, 1, solo(), delay=1)
     )
-    with pytest.raises(ValueError, match="StreamingAverager cannot go on"):
+    streaming.step()
+    with pytest.raises(ValueError, match="while no fragment is on its way"):
         Survival(streaming)
+    streaming.flush()
+    Survival(streaming)
     _, training = made(solo())
     with pytest.raises(TypeError, match=r"parts must have regroup\(\), .* got 3"):
         Survival(training, 3)  # type: ignore[arg-type]

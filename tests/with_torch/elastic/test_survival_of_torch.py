@@ -78,6 +78,59 @@ def test_rounds_have_the_bits_of_the_core(hosts: str) -> None:
     assert run_threads(3, with_tensors, hosts=hosts, fault_tolerant=True) == wanted
 
 
+def front_door(module: Any, front: str, inner: Any, **group: Any) -> Any:
+    """Of the core or of torch, whose rounds are on their way for some steps."""
+    if front == "delayed":
+        return module.OverlappedSGD(inner, 4, 2, **group)
+    return module.StreamingDiLoCo(inner, 4, 2, delay=3, **group)
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+@pytest.mark.parametrize("front", ["delayed", "streaming"])
+@pytest.mark.parametrize("lost", [5, 7, 8])
+def test_rounds_on_their_way_have_the_bits_of_the_core(hosts: str, front: str, lost: int) -> None:
+    """Rank 1 is lost before a round arrives, or another leaves. Products are exact."""
+
+    def steps(comm: Communicator, training: Any, survival: Any, step: Any) -> None:
+        me = comm.rank
+        for number in range(1, 13):
+            if (me, number) == (1, lost):
+                raise KeyError
+            step([noise(me, 2 * number + part) for part in range(2)])
+        training.flush()
+        assert survival.lost == 1 and training.averager.step == 12
+
+    def with_arrays(comm: Communicator) -> Any:
+        zeros = {name: np.zeros(COUNT) for name in "xy"}
+        arena = Arena(zeros, comm)
+        training = front_door(localsgd, front, optim.SGD(arena, lr=0.125), comm=comm)
+
+        def step(gradients: Any) -> None:
+            for name, gradient in zip("xy", gradients, strict=True):
+                arena.grad[name] += gradient
+            training.step()
+
+        steps(comm, training, localsgd.Survival(training), step)
+        return [arena[name].tobytes() for name in "xy"]
+
+    def with_tensors(comm: Communicator) -> Any:
+        params = [nn.Parameter(torch.zeros(COUNT, dtype=torch.float64)) for _ in "xy"]
+        inner = torch.optim.SGD(params, lr=0.125)
+        training = front_door(localsgd.torch, front, inner, process_group=comm)
+
+        def step(gradients: Any) -> None:
+            for param, gradient in zip(params, gradients, strict=True):
+                param.grad = torch.from_numpy(gradient)
+            training.step()
+
+        steps(comm, training, Survival(training), step)
+        return [param.detach().numpy().tobytes() for param in params]
+
+    wanted = run_threads(3, with_arrays, hosts=hosts, fault_tolerant=True)
+    assert len(wanted) == 2 and wanted[0] == wanted[1]
+    assert run_threads(3, with_tensors, hosts=hosts, fault_tolerant=True) == wanted
+
+
 class Dying(outer.SGD):
     """Plain averaging, in whose second round one rank raises when it has done its part."""
 
