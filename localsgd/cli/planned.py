@@ -37,9 +37,7 @@ def cluster_of(
         assert network is not None
         cluster = Cluster.parse(hosts or f"{workers}x1", parse_network(network))
     if workers is not None and workers != cluster.size:
-        raise ValueError(
-            f"--workers must be the {cluster.size} of hosts {cluster}, got {workers}"
-        )
+        raise ValueError(f"--workers must be the {cluster.size} of hosts {cluster}, got {workers}")
     return cluster
 
 
@@ -70,14 +68,18 @@ def _table(made: Plan) -> Table:
         )
         if link is not None and size > 1
     ]
-    names = [f"a worker's bytes, {link.name}" for link, _ in links]
-    table = Table("", "method", "settings", box=box.SIMPLE)
-    for name in ("compute utilisation", "wall-clock", *names):
+    names = [f"bytes, {link.name}" for link, _ in links]
+    table = Table("", "method", box=box.SIMPLE)
+    table.add_column("settings", no_wrap=True)
+    for name in ("utilisation", "wall-clock", *names):
         table.add_column(name, justify="right")
     table.title = (
         f"{job.parameters:,} {job.dtype} parameters, {cluster.size} workers on {cluster}, "
         f"{job.steps:,} steps of {seconds_in_words(job.step_time_s)}"
     )
+    table.title_justify = "left"
+    table.caption = "Utilisation is compute over all time; bytes are those of one worker."
+    table.caption_justify = "left"
     for row in made.rows:
         taken = row is made.recommended
         table.add_row(

@@ -104,9 +104,7 @@ class Cluster:
         piece = -(-parameters // self.size)
         message = piece * itemsize if codec is None else codec.encoded_bytes(piece)
         seconds = self.between.allreduce_s(8 * message * self.size, self.hosts)
-        return Round(
-            within.host_bytes, 2 * (self.hosts - 1) * message, within.seconds + seconds
-        )
+        return Round(within.host_bytes, 2 * (self.hosts - 1) * message, within.seconds + seconds)
 
     def host_round(self, parameters: int, dtype: DTypeLike) -> Round:
         """A round of every host's workers among themselves."""

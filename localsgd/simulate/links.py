@@ -1,7 +1,7 @@
 """What a network is to the models: of every level the bandwidth and the latency of its links.
 
-A line names the levels from the inside out, as in ``host=50GB/s,1us; wan=100Mbit/s,50ms``. A capital
-B is bytes and ``bit`` bits; prefixes are powers of 1,000, and of 1,024 as in ``GiB/s``.
+A line names the levels from the inside out, as in ``host=50GB/s,1us; wan=100Mbit/s,50ms``. ``B`` is
+bytes and ``bit`` bits; prefixes are powers of 1,000, and of 1,024 as in ``GiB/s``.
 """
 
 from __future__ import annotations

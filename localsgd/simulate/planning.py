@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from localsgd.checks import checked_count, checked_number
+from localsgd.comm.dtypes import FLOATS
 from localsgd.simulate.candidates import Candidate, catalogue
 from localsgd.simulate.cluster import Cluster
 from localsgd.simulate.utilization import Floats, compute_utilization, positive
@@ -55,6 +56,7 @@ class Job:
         positive("step_time_s", self.step_time_s)
         checked_count("steps", self.steps, at_least=1)
         checked_count("layers", self.layers, at_least=1)
+        _require_floats(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,16 @@ def sweep(job: Job, bandwidth_bit_s: Floats, *, model: Model) -> dict[Candidate,
     }
 
 
+def _require_floats(dtype: DTypeLike) -> None:
+    names = ", ".join(str(known) for known in FLOATS)
+    try:
+        known = np.dtype(dtype) in FLOATS
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"dtype must be one of {names}, got {dtype!r}")
+
+
 def _catalogue(job: Job) -> Sequence[Candidate]:
     return list(catalogue(job.steps, job.cluster.hosts, job.cluster.workers))
 
@@ -220,9 +232,7 @@ def _utilization(
     return np.asarray(job.step_time_s / (job.step_time_s + lost_s))
 
 
-def _by_layers(
-    candidate: Candidate, job: Job, round_s: Floats, host_round_s: Floats
-) -> Floats:
+def _by_layers(candidate: Candidate, job: Job, round_s: Floats, host_round_s: Floats) -> Floats:
     """The same where layers leave one by one.
 
     The lost time of hosts' own rounds is added to that of rounds of all, as if neither hid the
