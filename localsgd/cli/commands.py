@@ -186,5 +186,5 @@ def plan(
         cluster = cluster_of(workers, hosts, network, machine)
         job = Job(cluster, int(parameters), step_time, steps, dtype, layers)
         show_plan(job, model, target, picture)
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from None
