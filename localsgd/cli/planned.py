@@ -48,14 +48,14 @@ def show_plan(job: Job, model: Model, target: float, picture: Path | None) -> No
         TypeError, ValueError: as ``plan``.
     """
     made = plan(job, model=model, target=target)
-    Console(width=None if Console().is_terminal else 120).print(_table(made))
-    click.echo(f"Model {model}: {MODELS[model]}.")
-    click.echo(made.reason)
-    click.echo("\n    " + made.recommended.candidate.line)
     if picture is not None:
         from localsgd.cli.picture import draw
 
         draw(made, target, picture)
+    Console(width=None if Console().is_terminal else 120).print(_table(made))
+    click.echo(f"Model {model}: {MODELS[model]}.")
+    click.echo(made.reason)
+    click.echo("\n    " + made.recommended.candidate.line)
 
 
 def _table(made: Plan) -> Table:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import localsgd
 from cli.jobs import LIMIT_S, run
 from localsgd import Arena, optim
+from localsgd.cli.commands import localsgd as command
 from localsgd.simulate import Level, Machine
 
 JOB = ("plan", "--parameters", "124e6", "--step-time", "0.35")
@@ -19,9 +21,9 @@ NETWORK = ("--network", "host=50GB/s,1us; wan=100Mbit/s,50ms")
 
 
 def said(*arguments: str) -> str:
-    ended = run(*JOB, *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    ended = CliRunner().invoke(command, [*JOB, *arguments])
+    assert ended.exit_code == 0, ended.output
+    return ended.output
 
 
 def test_a_plan_has_a_row_for_every_method_and_recommends_one() -> None:
@@ -113,6 +115,11 @@ def test_a_picture_without_matplotlib_says_what_to_install(tmp_path: Path) -> No
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str) -> None:
-    ended = run(*JOB, *arguments)
-    assert ended.returncode == 1
-    assert message in ended.stderr and "Traceback" not in ended.stderr
+    ended = CliRunner().invoke(command, [*JOB, *arguments])
+    assert ended.exit_code == 1 and isinstance(ended.exception, SystemExit)
+    assert message in ended.output and ended.output.count("\n") == 1
+
+
+def test_the_command_is_there() -> None:
+    ended = run(*JOB, "--hosts", "4x8", *NETWORK)
+    assert ended.returncode == 0 and ended.stdout == said("--hosts", "4x8", *NETWORK)
