@@ -147,7 +147,7 @@ def bench(
 @click.option("--network", help="As in 'host=50GB/s,1us; wan=100Mbit/s,50ms', from the inside out.")
 @click.option(
     "--machine",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     help="What localsgd bench wrote, instead of --network.",
 )
 @click.option("--dtype", default="float32", show_default=True, help="Of the parameters.")

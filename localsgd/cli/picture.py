@@ -76,4 +76,4 @@ def draw(made: Plan, target: float, path: Path) -> None:
     legend = figure.legend(loc="outside right center", fontsize=8, frameon=False)
     for row, text in zip(made.rows, legend.get_texts(), strict=True):
         text.set_fontweight("bold" if row is made.recommended else "normal")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)

@@ -78,11 +78,7 @@ def test_a_picture_is_drawn(tmp_path: Path, model: str) -> None:
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from localsgd.cli import main\n"
-        "main()"
-    )
+    program = "import sys; sys.modules['matplotlib'] = None\nfrom localsgd.cli import main\nmain()"
     path = str(tmp_path / "plan.png")
     ended = subprocess.run(
         [sys.executable, "-c", program, *JOB, "--hosts", "4x8", *NETWORK, "--picture", path],
@@ -92,9 +88,7 @@ def test_a_picture_without_matplotlib_says_what_to_install(tmp_path: Path) -> No
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr == (
-        "Error: --picture needs matplotlib: pip install 'localsgd[examples]'\n"
-    )
+    assert ended.stderr == ("Error: --picture needs matplotlib: pip install 'localsgd[examples]'\n")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +103,10 @@ def test_a_picture_without_matplotlib_says_what_to_install(tmp_path: Path) -> No
         (("--hosts", "4x8", *NETWORK, "--target", "2"), "target must be at most 1, got 2"),
         (("--hosts", "4x8", *NETWORK, "--parameters", "1.5"), "a whole number, got 1.5"),
         (("--hosts", "4x8", *NETWORK, "--parameters", "inf"), "a whole number, got inf"),
-        (("--hosts", "4x8", *NETWORK, "--picture", "/no/such/plan.png"), "No such file or directory: '/no/such/plan.png'"),
+        (
+            ("--hosts", "4x8", *NETWORK, "--picture", "/no/such/plan.png"),
+            "No such file or directory: '/no/such/plan.png'",
+        ),
         (("--hosts", "1x1", *NETWORK, "--picture", "x.png"), "at least 2 workers to draw, got 1"),
         (("--hosts", "4x8", *NETWORK, "--picture", "x.foo"), "Format 'foo' is not supported"),
     ],

@@ -139,7 +139,9 @@ def test_else_the_one_with_the_most() -> None:
 def test_a_faster_link_never_asks_for_a_more_drastic_method(model: Model) -> None:
     places = []
     for bandwidth in np.geomspace(1e6, 1e13, 15):
-        job = Job(Cluster(4, 8, Link("host", 400e9, 1e-6), Link("wan", bandwidth, 1e-4)), 10**8, 1, 9)
+        job = Job(
+            Cluster(4, 8, Link("host", 400e9, 1e-6), Link("wan", bandwidth, 1e-4)), 10**8, 1, 9
+        )
         made = plan(job, model=model)
         if made.recommended.utilization >= 0.9:
             places.append(made.rows.index(made.recommended))

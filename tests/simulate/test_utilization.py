@@ -171,9 +171,7 @@ def test_ever_longer_periods_leave_nothing_but_compute() -> None:
     """The loss is that of one round, so it falls with the period: 1/u - 1 = constant / H."""
     one = 1 / compute_utilization("diloco", **MODEL, bandwidth_bit_s=1e9) - 1
     for period in (10, 1_000, 100_000):
-        found = compute_utilization(
-            "diloco", **MODEL, bandwidth_bit_s=1e9, period=period, rounds=1
-        )
+        found = compute_utilization("diloco", **MODEL, bandwidth_bit_s=1e9, period=period, rounds=1)
         assert 1 / found - 1 == pytest.approx(one / period, rel=1e-6)
 
 
