@@ -29,7 +29,7 @@ class Candidate:
         period: steps from one round of all workers to the next; of a fragment, if there are some.
         host_period: steps between rounds of every host's workers among themselves; 0 for none.
         fragments: in how many parts a round goes, one after another.
-        delay: steps for which a round may be on its way.
+        delay: steps for which a round may be on its way; no more than until the next one begins.
         codec: how rounds travel between hosts.
         exact: whether training takes the steps of one worker with all samples.
     """

@@ -225,7 +225,7 @@ def _utilization(
     if model == "per-layer":
         return _by_layers(candidate, job, round_s, host_round_s)
     each = candidate.period / candidate.fragments
-    hidden_s = min(candidate.delay, each) * job.step_time_s
+    hidden_s = candidate.delay * job.step_time_s
     lost_s = np.maximum(round_s - hidden_s, 0.0) / each
     if candidate.host_period:
         lost_s = lost_s + host_round_s * (1 / candidate.host_period - 1 / candidate.period)

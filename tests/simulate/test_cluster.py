@@ -25,7 +25,7 @@ def test_a_round_is_an_all_reduce_at_both_levels() -> None:
 
 
 def test_codecs_are_for_what_goes_between_hosts() -> None:
-    """A piece of 8,192 numbers is 4,096 bytes of codes and two scales; within a host nothing changes."""
+    """A piece of 8,192 numbers is 4,096 bytes of codes and two scales; memory moves it whole."""
     cluster = Cluster(3, 2, HOST, WAN)
     plain = cluster.round_of(6 * 8_192, "float32")
     packed = cluster.round_of(6 * 8_192, "float32", codecs.E3M0(4096))
