@@ -1,6 +1,6 @@
 """Local SGD: one model on many workers that talk rarely."""
 
-from localsgd import gossip, lr, optim, outer
+from localsgd import gossip, lr, optim, outer, simulate
 from localsgd.arrays import Arena, Buffers, Derived, FlatArrays, Subset, Variance, WeightedMean
 from localsgd.averagers import (
     DirectionalAverager,
@@ -104,6 +104,7 @@ __all__ = [
     "post_local",
     "quadratic",
     "run_threads",
+    "simulate",
     "solo",
     "when",
     "world",

@@ -48,13 +48,14 @@ PLACES = {
     "training": 0.22,
     "methods": 0.22,
     "localsgd": 0.4,
-    "cli": 0.6,
+    "simulate": 0.71,
+    "cli": 0.63,
     "checkpoint": 0.12,
     "elastic": 0.5,
     "torch.elastic": 0.66,
 }
 # How many letters wide a room is that stands close to others, or has many files.
-LETTERS = {"schedules": 24, "averagers": 52}
+LETTERS = {"schedules": 24, "averagers": 52, "cli": 32}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from localsgd.cli.launcher import LaunchError, find_mpirun
 from localsgd.cli.supervise import CANNOT_START, run_job
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
+from localsgd.comm.waiting import launcher
+from localsgd.simulate import Job, Model
 
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
@@ -100,3 +103,88 @@ def info() -> None:
     from localsgd.cli.info import show
 
     show()
+
+
+@localsgd.command()
+@click.option("-n", "--ranks", type=click.IntRange(2), help="How many workers to start.")
+@click.option("--hosts", help="Where they run, as in a:2,b:2; by default, here.")
+@click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON for plan.")
+@click.option("--largest-mib", type=click.IntRange(1), default=64, help="Of an all-reduce.")
+def bench(
+    ranks: int | None, hosts: str | None, layout: str | None, out: Path | None, largest_mib: int
+) -> None:
+    """Measure the memory of hosts and the links between them.
+
+    Run by a launcher, as in localsgd run -n 4 localsgd bench, it measures that job's workers; by
+    itself it starts some, by default one for every core.
+    """
+    from localsgd.cli.bench import show_machine
+
+    if launcher() is not None:
+        if (ranks, hosts, layout) != (None, None, None):
+            raise click.UsageError("--ranks, --hosts and --layout are the launcher's to say")
+        sys.exit(show_machine(out, largest_mib << 20))
+    words = [sys.executable, "-m", "localsgd.cli", "bench", "--largest-mib", str(largest_mib)]
+    if out is not None:
+        words += ["--out", str(out.resolve())]
+    try:
+        ranks = ranks or max(2, os.cpu_count() or 2)
+        _check(ranks, hosts, layout)
+        code = run_job(find_mpirun().job(words, ranks, hosts=hosts, layout=layout))
+    except LaunchError as error:
+        click.echo(f"localsgd: {error}", err=True)
+        code = CANNOT_START
+    sys.exit(code)
+
+
+@localsgd.command()
+@click.option("--parameters", type=float, required=True, help="Of the model, as in 124e6.")
+@click.option("--step-time", type=float, required=True, help="Seconds of one local step.")
+@click.option("--steps", type=int, default=100_000, show_default=True, help="Of the training.")
+@click.option("--workers", type=click.IntRange(1), help="How many, all together.")
+@click.option("--hosts", help="Hosts times workers of each, as in 4x8.")
+@click.option("--network", help="As in 'host=50GB/s,1us; wan=100Mbit/s,50ms', from the inside out.")
+@click.option(
+    "--machine",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What localsgd bench wrote, instead of --network.",
+)
+@click.option("--dtype", default="float32", show_default=True, help="Of the parameters.")
+@click.option("--layers", type=int, default=24, show_default=True, help="Of the model.")
+@click.option(
+    "--model",
+    type=click.Choice(["wall-clock", "per-layer"]),
+    default="wall-clock",
+    show_default=True,
+    help="By which model of the network.",
+)
+@click.option(
+    "--target", type=float, default=0.9, show_default=True, help="Compute utilisation to reach."
+)
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="As a PNG.")
+def plan(
+    parameters: float,
+    step_time: float,
+    steps: int,
+    workers: int | None,
+    hosts: str | None,
+    network: str | None,
+    machine: Path | None,
+    dtype: str,
+    layers: int,
+    model: Model,
+    target: float,
+    picture: Path | None,
+) -> None:
+    """Compare methods by compute utilisation, time and bytes, and recommend one."""
+    from localsgd.cli.planned import cluster_of, show_plan
+
+    try:
+        if not parameters.is_integer():
+            raise ValueError(f"--parameters must be a whole number, got {parameters:g}")
+        cluster = cluster_of(workers, hosts, network, machine)
+        job = Job(cluster, int(parameters), step_time, steps, dtype, layers)
+        show_plan(job, model, target, picture)
+    except (OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
