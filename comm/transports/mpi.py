@@ -32,7 +32,7 @@ from ..waiting import (
     fail_all,
     leave_all,
 )
-from . import companion
+from . import warden
 from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
@@ -133,7 +133,7 @@ class MpiTransport:
 
     def end_when_stopped(self, patience_s: float) -> None:
         if FAULT_TOLERANT:
-            companion.watch(patience_s)
+            warden.watch(patience_s)
 
     def _shrunk(self, deadline_s: float) -> MPI.Intracomm:
         """A communicator of the processes that are alive, all of which must call this.
@@ -331,7 +331,7 @@ def _end_together() -> None:
         if MPI.Is_finalized() or os.getpid() != process:
             return
         leave_all()
-        companion.leave()
+        warden.leave()
         try:
             wait_for_all()
         except RankFailure:

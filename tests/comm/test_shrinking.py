@@ -163,7 +163,7 @@ print("went on")
 def test_a_process_that_is_stopped_is_killed_and_the_others_go_on(
     tmp_path: Path, layout: str
 ) -> None:
-    """By a neighbour, or by its companion."""
+    """By a neighbour, or by its warden."""
     script = tmp_path / "job.py"
     script.write_text(SILENT)
     code, output = run_job([script], 3, layout)

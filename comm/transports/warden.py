@@ -2,7 +2,7 @@
 
 Neighbours of its host do, when they have waited for it in vain; but they may be stopped, too, and
 from other hosts nobody can. Linux alone says which processes are stopped; elsewhere there is no
-companion.
+warden.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 # Sees a process that is stopped at every look, so that one that goes on in between is let be; and
-# a pause of the companion's own, as when a machine sleeps, is no pause of the rank's.
+# a pause of the warden's own, as when a machine sleeps, is no pause of the rank's.
 _PROGRAM = """
 import ctypes, os, signal, sys, time
 rank, patience_s = int(sys.argv[1]), float(sys.argv[2])
@@ -31,14 +31,14 @@ while os.getppid() == rank:
         break
 """
 
-_COMPANIONS: list[subprocess.Popen[bytes]] = []
+_WARDENS: list[subprocess.Popen[bytes]] = []
 
 
 def watch(patience_s: float) -> None:
     """Has this process killed once it has been stopped for so long."""
-    if _COMPANIONS or sys.platform != "linux":
+    if _WARDENS or sys.platform != "linux":
         return
-    _COMPANIONS.append(
+    _WARDENS.append(
         subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), repr(patience_s)],
             stdin=subprocess.DEVNULL,
@@ -49,8 +49,8 @@ def watch(patience_s: float) -> None:
 
 
 def leave() -> None:
-    """Ends the companion, if there is one."""
-    while _COMPANIONS:
-        companion = _COMPANIONS.pop()
-        companion.kill()
-        companion.wait()
+    """Ends the warden, if there is one."""
+    while _WARDENS:
+        warden = _WARDENS.pop()
+        warden.kill()
+        warden.wait()
