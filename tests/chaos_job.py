@@ -185,7 +185,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         if saves.when.due(step):
             survival.hold(lambda: saves.after(step))  # noqa: B023
         if step == plan.get("full_at"):
-            full = survival.hold(lambda: fails_to_save(saves, step, number % 2 == 0))  # noqa: B023
+            full = survival.hold(lambda: fails_to_save(saves, step, comm.rank % 2 == 0))  # noqa: B023
     training.flush()
     saves.close()
     return {
