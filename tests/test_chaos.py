@@ -9,7 +9,7 @@ import pytest
 import chaos
 
 
-@pytest.mark.parametrize(("number", "averager"), enumerate(chaos.AVERAGERS))
+@pytest.mark.parametrize(("number", "averager"), list(enumerate(chaos.AVERAGERS)))
 def test_training_goes_on_without_workers_that_are_lost(number: int, averager: str) -> None:
     assert chaos.lost(random.Random(number), averager).violations == []
 
