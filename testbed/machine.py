@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from testbed import network
-from testbed.enter import AGENT, HOLDERS, TEMPORARY
+from testbed.enter import AGENT, HOLDERS, SWITCH, TEMPORARY
 from testbed.namespaces import (
     NEW_MOUNTS,
     NEW_NAMES,
@@ -62,7 +62,7 @@ def _run_machine(hosts: int, bytes_per_s: float | None, report: int) -> NoReturn
         make_mounts_private()
         mount("proc", "/proc")
         mount("tmpfs", "/dev/shm")
-        socket.sethostname("switch")
+        socket.sethostname(SWITCH)
         Path(TEMPORARY).mkdir()
         Path("/dev/shm/hosts").write_text(_hosts_file(hosts))
         bind("/dev/shm/hosts", "/etc/hosts")
@@ -71,7 +71,8 @@ def _run_machine(hosts: int, bytes_per_s: float | None, report: int) -> NoReturn
         agent.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(enter)])} "$@"\n')
         agent.chmod(0o755)
         network.make_bridge()
-        holders = {f"h{host}": _make_host(host, bytes_per_s) for host in range(hosts)}
+        holders = {SWITCH: os.getpid()}
+        holders.update({f"h{host}": _make_host(host, bytes_per_s) for host in range(hosts)})
         for host in range(hosts):
             network.plug_in(host, bytes_per_s)
         Path(HOLDERS).write_text(json.dumps(holders))
@@ -117,7 +118,7 @@ def _make_host(host: int, bytes_per_s: float | None) -> int:
 
 def _hosts_file(hosts: int) -> str:
     lines = [f"{network.address(host)} h{host}" for host in range(hosts)]
-    return "\n".join(["127.0.0.1 localhost switch", *lines, ""])
+    return "\n".join([f"127.0.0.1 localhost {SWITCH}", *lines, ""])
 
 
 def _say(**words: object) -> None:

@@ -22,7 +22,7 @@ BLAS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": 
 # Since version 5 a program of its own, PRRTE, places the ranks; it does not heed the old names.
 PLACEMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE",
+    "PRTE_MCA_rmaps_default_mapping_policy": "slot:OVERSUBSCRIBE",
 }
 PLACEMENT_BEFORE_5 = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
