@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from testbed import network
+from testbed.door import listen, serve
 from testbed.enter import AGENT, HOLDERS, SWITCH, TEMPORARY
 from testbed.namespaces import (
     NEW_MOUNTS,
@@ -100,14 +101,16 @@ def _make_host(host: int, bytes_per_s: float | None) -> int:
             mount("sysfs", "/sys")
             socket.sethostname(f"h{host}")
             network.make_host_end(host, 1, bytes_per_s)
+            # Nobody may wait for the end of a pipe because of this process.
+            os.close(0)
+            os.closerange(3, inside)
+            os.closerange(inside + 1, 1024)
+            wire = listen(f"h{host}")
         except Exception as error:
             os.write(inside, f"host h{host}: {type(error).__name__}: {error}".encode())
             os._exit(1)
-        # Nobody may wait for the end of a pipe because of this process.
-        os.close(0)
-        os.closerange(3, 1024)
-        while True:
-            signal.pause()
+        os.close(inside)
+        serve(wire)
     os.close(inside)
     problem = b"".join(iter(lambda: os.read(outside, 4096), b"")).decode()
     os.close(outside)

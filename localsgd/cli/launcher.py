@@ -86,13 +86,17 @@ class Mpirun:
         layout: str | None = None,
         tag_output: bool = False,
         fault_tolerant: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Job:
         """The job that runs ``command`` on ``ranks`` workers.
+
+        Args:
+            variables: what every rank has in its environment besides.
 
         Raises:
             LaunchError: for a fault-tolerant one, unless the library is Open MPI 5 or later.
         """
-        added = self._settings()
+        added = {**self._settings(), **(variables or {})}
         if fault_tolerant:
             added["LOCALSGD_FAULT_TOLERANT"] = "1"
         if layout is not None:
