@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import NoReturn
 
 from testbed.enter import door
@@ -29,11 +30,14 @@ def serve(wire: socket.socket) -> NoReturn:
         asked, _ = wire.accept()
         if os.fork() == 0:
             wire.close()
-            _start(asked)
+            try:
+                _start(asked)
+            finally:
+                os._exit(1)
         asked.close()
 
 
-def _start(asked: socket.socket) -> NoReturn:
+def _start(asked: socket.socket) -> None:
     """Starts one command, and says how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, files, _, _ = socket.recv_fds(asked, 1, 3)
@@ -50,5 +54,6 @@ def _start(asked: socket.socket) -> NoReturn:
     for descriptor in files:
         os.close(descriptor)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    asked.sendall(str(code if code >= 0 else 128 - code).encode())
-    os._exit(0)
+    # Who asked may be gone.
+    with suppress(BrokenPipeError):
+        asked.sendall(str(code if code >= 0 else 128 - code).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import subprocess
@@ -122,7 +123,7 @@ class Attempt:
             kill_descendants()
             lost = self._clear_hosts(process.pid, for_good) or lost
         if self._watch is not None:
-            self._watch.close()
+            self._watch.stop()
         leftovers.remove(process.pid)
         remove_folder(self._folder)
         reason, saved = "", -1
@@ -188,4 +189,4 @@ class Attempt:
         daemon = f"prterun-{socket.gethostname()}-{mpirun}"
         sweep = str(Path(__file__).with_name("sweep.py"))
         command = [sys.executable, sweep, self._mark, daemon, f"{age_s:.1f}"]
-        return self._watch.clean_up(command, _CLEARING_S if for_good else None)
+        return self._watch.clean_up(command, _CLEARING_S if for_good else math.inf)

@@ -7,6 +7,7 @@ has not for as long as the deadline.
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ from dataclasses import dataclass
 from localsgd.cli.agent import Agent, is_here
 from localsgd.cli.processes import dying_with_parent
 
-# How often a host is asked within its deadline, and how long an answer may take, in deadlines.
-_QUESTIONS, _LONGEST = 5, 0.5
+# How often a host is asked within its deadline.
+_QUESTIONS = 5
 # A longer pause between two looks was one of this process, and counts for nobody.
 _LONGEST_PAUSE_S = 1.0
+# How long a host may take to clear up, and how soon it is asked again when it has not answered.
+_CLEANING_S, _AGAIN_S, _PAUSE_S = 15.0, 0.5, 0.02
 
 
-@dataclass
+@dataclass(eq=False)
 class _Host:
     """What is known of a host.
 
@@ -31,14 +34,12 @@ class _Host:
         answered_s: when it last did; None if it never has.
         asked_s: when it was last asked.
         question: the agent's process, until it has ended.
-        clean: whether nothing of the job is left there.
     """
 
     name: str
     answered_s: float | None = None
-    asked_s: float = -1e9
+    asked_s: float = -math.inf
     question: subprocess.Popen[bytes] | None = None
-    clean: bool = False
 
 
 class HostWatch:
@@ -61,7 +62,7 @@ class HostWatch:
         """Asks whom it is time to ask; returns the hosts that are lost. Does not wait."""
         self._tick()
         for host in self._hosts:
-            self._look_at(host, ["true"], self._deadline_s / _QUESTIONS)
+            self._look_at(host, ["true"], self._deadline_s / _QUESTIONS, self._deadline_s)
         if self._now_s > self._deadline_s and not self._told:
             self._told = True
             if never := [host.name for host in self._hosts if host.answered_s is None]:
@@ -72,37 +73,54 @@ class HostWatch:
                 )
         return self._lost()
 
-    def clean_up(self, command: Sequence[str], patience_s: float | None) -> list[str]:
-        """Runs a command on every host, until it has ended well; returns the hosts that are lost.
+    def clean_up(self, command: Sequence[str], patience_s: float = math.inf) -> list[str]:
+        """Runs a command on every host that answers; returns the hosts that are lost.
 
         Args:
-            command: ends what is left of the job; may be run again.
-            patience_s: how long to wait for hosts that do not answer; None means the deadline.
+            command: ends what is left of the job.
+            patience_s: how long to wait, where that is less than the deadline.
         """
-        self._tick()
-        begin_s, patience_s = self._now_s, patience_s or self._deadline_s
-        for host in self._hosts:
-            self._forget_question(host)
-            host.clean, host.asked_s = False, -1e9
-        while True:
-            self._tick()
-            for host in self._hosts:
-                if not host.clean:
-                    host.clean = self._look_at(host, command, 1.0)
-            waiting = [host for host in self._hosts if not host.clean]
-            if not waiting or self._now_s - begin_s > patience_s:
-                break
-            if all(self._is_lost(host) for host in waiting):
-                break
-            time.sleep(0.02)
-        for host in waiting:
-            self._forget_question(host)
-        return [host.name for host in waiting if host.answered_s is not None]
+        alive = self._wait_for(self._hosts, ["true"], min(patience_s, self._deadline_s))
+        unclean = set(alive) - set(self._wait_for(alive, command, min(patience_s, _CLEANING_S)))
+        if unclean:
+            print(
+                f"localsgd: {', '.join(sorted(host.name for host in unclean))}: something of the "
+                "job may be left there",
+                file=sys.stderr,
+            )
+        return [
+            host.name
+            for host in self._hosts
+            if host not in alive and host.answered_s is not None and patience_s == math.inf
+        ]
 
-    def close(self) -> None:
-        """Asks nobody any more."""
+    def forget(self, names: Sequence[str]) -> None:
+        """Asks these hosts no more."""
+        self.stop()
+        self._hosts = [host for host in self._hosts if host.name not in names]
+
+    def stop(self) -> None:
+        """Asks nobody, until the next look."""
         for host in self._hosts:
             self._forget_question(host)
+
+    def _wait_for(
+        self, hosts: Sequence[_Host], command: Sequence[str], patience_s: float
+    ) -> list[_Host]:
+        """The hosts on which a command has ended well in time."""
+        self.stop()
+        self._tick()
+        begin_s, done = self._now_s, list[_Host]()
+        for host in hosts:
+            host.asked_s = -math.inf
+        while waiting := [host for host in hosts if host not in done]:
+            self._tick()
+            done += [x for x in waiting if self._look_at(x, command, _AGAIN_S, patience_s)]
+            if self._now_s - begin_s > patience_s or all(map(self._is_lost, waiting)):
+                break
+            time.sleep(_PAUSE_S)
+        self.stop()
+        return done
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -116,8 +134,15 @@ class HostWatch:
     def _is_lost(self, host: _Host) -> bool:
         return host.answered_s is not None and self._now_s - host.answered_s > self._deadline_s
 
-    def _look_at(self, host: _Host, command: Sequence[str], pause_s: float) -> bool:
-        """Asks a host when it is time, and whether it has just answered."""
+    def _look_at(
+        self, host: _Host, command: Sequence[str], pause_s: float, longest_s: float
+    ) -> bool:
+        """Asks a host when it is time, and whether it has just answered.
+
+        Args:
+            pause_s: how long after a question the next may follow.
+            longest_s: how long an answer may take.
+        """
         since_s = self._now_s - host.asked_s
         if host.question is None:
             if since_s >= pause_s:
@@ -126,7 +151,7 @@ class HostWatch:
             return False
         code = host.question.poll()
         if code is None:
-            if since_s > self._deadline_s * _LONGEST:
+            if since_s > longest_s:
                 self._forget_question(host)
             return False
         host.question = None

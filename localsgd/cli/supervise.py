@@ -77,25 +77,31 @@ def _guarded(plan: Plan, folder: Path | None) -> int:
     adopt_orphans()
     end_s = math.inf if plan.timeout_s is None else time.monotonic() + plan.timeout_s
     restarts, placing = Restarts(plan.restarts), plan.placing
+    watch = None
+    if placing.hosts:
+        watch = HostWatch(placing.names, plan.agent, plan.host_deadline_s)
     attempts: list[Attempt] = []
     with _passing_on(lambda number: attempts[-1].send(number) if attempts else None) as received:
         while True:
-            attempts.append(_attempt(plan, placing, restarts.count, folder))
+            attempts.append(_attempt(plan, placing, restarts.count, folder, watch))
             ended = attempts[-1].run(received, end_s, plan.timeout_s)
             left = None if received else restarts.after(ended, placing)
             if left is None:
                 return _as_shells_do(ended.code)
             placing = left
+            if watch is not None:
+                watch.forget(ended.lost)
 
 
-def _attempt(plan: Plan, placing: Placing, count: int, folder: Path | None) -> Attempt:
+def _attempt(
+    plan: Plan, placing: Placing, count: int, folder: Path | None, watch: HostWatch | None
+) -> Attempt:
     """The next start of the job, which is the first if ``count`` is 0."""
-    mark, variables, watch = uuid.uuid4().hex, dict[str, str](), None
+    mark, variables = uuid.uuid4().hex, dict[str, str]()
     if plan.restarts:
         variables["LOCALSGD_RESTART"] = str(count)
     if placing.hosts:
         variables["LOCALSGD_JOB"] = mark
-        watch = HostWatch(placing.names, plan.agent, plan.host_deadline_s)
     overheard = Overheard() if variables else None
     return Attempt(plan.job(placing, variables), folder, mark, watch, overheard)
 

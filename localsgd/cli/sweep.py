@@ -21,7 +21,7 @@ from pathlib import Path
 SHARED = Path("/dev/shm")
 SEGMENTS = ("sm_segment.", "vader_segment.", "osc_sm.", "mpich_shm_", "mpich_vci_")
 # Daemons that have lost mpirun end their ranks, and remove what they made, in this time.
-_GRACE_S = 2.0
+_GRACE_S = 1.0
 _PAUSE_S = 0.05
 # A segment is made first and mapped then.
 _MAPPING_S = 0.3
