@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ _LAST_GRACE_S = 2.0
 # Where a host is lost, mpirun waits for its daemon for ever.
 _GRACE_WITHOUT_HOST_S = 2.0
 _PAUSE_S = 0.05
+_PMI_RANK = re.compile(rb"(?:^|\0)PMI_RANK=(\d+)")
 # How long hosts may take to clear up after a job that a person or the clock has ended.
 _CLEARING_S = 5.0
 
@@ -72,6 +75,7 @@ class Attempt:
         self._watch, self._overheard = watch, overheard
         self._process: subprocess.Popen[bytes] | None = None
         self._begin_s = time.monotonic()
+        self._ranks: dict[int, int] = {}
 
     def send(self, number: int) -> None:
         """Sends the job a signal."""
@@ -95,7 +99,8 @@ class Attempt:
             process = subprocess.Popen(
                 self._job.command,
                 env=environment,
-                stderr=None if heard is None else heard.file,
+                stdout=None if heard is None else heard.output,
+                stderr=None if heard is None else heard.errors,
                 preexec_fn=dying_with_parent(signal.SIGINT),
             )
         except OSError as error:
@@ -129,9 +134,7 @@ class Attempt:
         reason, saved = "", -1
         if heard is not None:
             heard.close()
-            reason, saved = heard.lost_rank(), heard.saved
-            if daemon:
-                reason = f"mpirun lost its daemon on {daemon}"
+            reason, saved = daemon or heard.lost_rank(self._ranks), heard.saved
         if timed_out:
             code = TIMED_OUT
         return Ended(-received[0] if received else code, lost, reason, saved, for_good)
@@ -159,9 +162,20 @@ class Attempt:
 
     def _let_pass(self, leftovers: Leftovers) -> None:
         heard = self._overheard
-        leftovers.wait(_PAUSE_S, descendants, () if heard is None else (heard.descriptor,))
+        leftovers.wait(_PAUSE_S, self._processes, () if heard is None else heard.descriptors)
         if heard is not None:
             heard.pass_on()
+
+    def _processes(self) -> list[int]:
+        """The job's processes here, whose ranks are noted: MPICH does not name that of the dead."""
+        pids = descendants()
+        for pid in pids:
+            # It may have ended meanwhile.
+            with suppress(OSError):
+                found = _PMI_RANK.search(Path(f"/proc/{pid}/environ").read_bytes())
+                if found:
+                    self._ranks[pid] = int(found[1])
+        return pids
 
     def _end(self, process: subprocess.Popen[bytes], leftovers: Leftovers, grace_s: float) -> None:
         """Sees to it that a job that got a signal ends."""

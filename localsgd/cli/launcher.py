@@ -56,11 +56,13 @@ class Job:
         environment: all variables of the job.
         segments: the variable that names the folder for shared segments, of a job on this host
             alone for which it is not set; empty if there is none.
+        says_on_output: whether the launcher says on standard output that a process died.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     segments: str = ""
+    says_on_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Mpirun:
                     words += ["-x", name]
         can_tell = self.library == "Open MPI" and self.major >= 5 and hosts is None
         is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *names_in_files(self.path)}
-        return Job((*words, *command), environment, SEGMENTS if can_tell and not is_set else "")
+        segments = SEGMENTS if can_tell and not is_set else ""
+        return Job((*words, *command), environment, segments, self.library == "MPICH")
 
     def _settings(self) -> dict[str, str]:
         """The variables to set: those that the user has not set, here or in a file."""

@@ -102,8 +102,9 @@ def _attempt(
         variables["LOCALSGD_RESTART"] = str(count)
     if placing.hosts:
         variables["LOCALSGD_JOB"] = mark
-    overheard = Overheard() if variables else None
-    return Attempt(plan.job(placing, variables), folder, mark, watch, overheard)
+    job = plan.job(placing, variables)
+    overheard = Overheard(job.says_on_output) if variables else None
+    return Attempt(job, folder, mark, watch, overheard)
 
 
 def _as_shells_do(code: int) -> int:
