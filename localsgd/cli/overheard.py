@@ -19,11 +19,11 @@ _SAVED = re.compile(r"localsgd: saved step (\d+)")
 _RAISED = re.compile(r"rank (\d+) raised:")
 _DIED = re.compile(r"RankFailure: rank (\d+) \(process \d+\) has died")
 # Wrapped by mpirun, wherever a line is full.
-_KILLED = re.compile(
-    r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)"
-    r"|RANK (\d+) PID \d+ RUNNING AT (\S+) = EXIT CODE: (\d+)"
+_KILLED = re.compile(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)")
+# Of a process that has exited the last part is not there.
+_KILLED_UNNAMED = re.compile(
+    r"= PID (\d+) RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
 )
-_KILLED_UNNAMED = re.compile(r"= PID (\d+) RUNNING AT (\S+) = EXIT CODE: (\d+)")
 _LOST_DAEMON = re.compile(
     r"lost communication with a remote daemon.{,200}?Remote daemon: \S+ on node (\S+)"
     r"|A daemon failed to report back.{,600}?Remote host: (\S+)"
@@ -108,16 +108,15 @@ class Overheard:
         """
         text = " ".join(self._said.split())
         if found := _KILLED.search(text):
-            name, host, number = (found[i] or found[i + 3] for i in (1, 2, 3))
-            return f"rank {name} on {host} was ended by {_signal(int(number))}"
-        if found := _KILLED_UNNAMED.search(text):
-            rank = ranks.get(int(found[1]), -1)
-            who = f"rank {rank}" if rank >= 0 else "a rank"
-            return f"{who} on {found[2]} was ended by {_signal(int(found[3]))}"
+            return f"rank {found[1]} on {found[2]} was ended by {_signal(int(found[3]))}"
         if found := _DIED.search(text):
             return f"rank {found[1]} died"
         if found := _RAISED.search(text):
             return f"rank {found[1]} raised"
+        if found := _KILLED_UNNAMED.search(text):
+            rank = ranks.get(int(found[1]), -1)
+            who = f"rank {rank}" if rank >= 0 else "a rank"
+            return f"{who} on {found[2]} was ended by {_signal(int(found[3]))}"
         return ""
 
 
@@ -125,4 +124,4 @@ def _signal(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"exit code {number}"
+        return f"signal {number}"
