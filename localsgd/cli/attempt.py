@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +27,10 @@ _LAST_GRACE_S = 2.0
 # Where a host is lost, mpirun waits for its daemon for ever.
 _GRACE_WITHOUT_HOST_S = 2.0
 _PAUSE_S = 0.05
-_PMI_RANK = re.compile(rb"(?:^|\0)PMI_RANK=(\d+)")
 # How long hosts may take to clear up after a job that a person or the clock has ended.
 _CLEARING_S = 5.0
+# How long it may take until the other host reckons with the age of the job, which grows meanwhile.
+_REACHING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Attempt:
         self._watch, self._overheard = watch, overheard
         self._process: subprocess.Popen[bytes] | None = None
         self._begin_s = time.monotonic()
-        self._ranks: dict[int, int] = {}
 
     def send(self, number: int) -> None:
         """Sends the job a signal."""
@@ -134,7 +132,7 @@ class Attempt:
         reason, saved = "", -1
         if heard is not None:
             heard.close()
-            reason, saved = daemon or heard.lost_rank(self._ranks), heard.saved
+            reason, saved = daemon or heard.lost_rank(), heard.saved
         if timed_out:
             code = TIMED_OUT
         return Ended(-received[0] if received else code, lost, reason, saved, for_good)
@@ -162,20 +160,9 @@ class Attempt:
 
     def _let_pass(self, leftovers: Leftovers) -> None:
         heard = self._overheard
-        leftovers.wait(_PAUSE_S, self._processes, () if heard is None else heard.descriptors)
+        leftovers.wait(_PAUSE_S, descendants, () if heard is None else heard.descriptors)
         if heard is not None:
             heard.pass_on()
-
-    def _processes(self) -> list[int]:
-        """The job's processes here, whose ranks are noted: MPICH does not name that of the dead."""
-        pids = descendants()
-        for pid in pids:
-            # It may have ended meanwhile.
-            with suppress(OSError):
-                found = _PMI_RANK.search(Path(f"/proc/{pid}/environ").read_bytes())
-                if found:
-                    self._ranks[pid] = int(found[1])
-        return pids
 
     def _end(self, process: subprocess.Popen[bytes], leftovers: Leftovers, grace_s: float) -> None:
         """Sees to it that a job that got a signal ends."""
@@ -199,7 +186,7 @@ class Attempt:
         """Ends what is left on other hosts; returns those that do not answer."""
         if self._watch is None:
             return []
-        age_s = time.monotonic() - self._begin_s
+        age_s = time.monotonic() - self._begin_s + _REACHING_S
         daemon = f"prterun-{socket.gethostname()}-{mpirun}"
         sweep = str(Path(__file__).with_name("sweep.py"))
         command = [sys.executable, sweep, self._mark, daemon, f"{age_s:.1f}"]

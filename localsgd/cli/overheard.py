@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -22,7 +21,7 @@ _DIED = re.compile(r"RankFailure: rank (\d+) \(process \d+\) has died")
 _KILLED = re.compile(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)")
 # Of a process that has exited the last part is not there.
 _KILLED_UNNAMED = re.compile(
-    r"= PID (\d+) RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
+    r"= PID \d+ RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
 )
 _LOST_DAEMON = re.compile(
     r"lost communication with a remote daemon.{,200}?Remote daemon: \S+ on node (\S+)"
@@ -100,12 +99,8 @@ class Overheard:
         host = found[1] or found[2]
         return f"mpirun lost its daemon on {host or 'another host'}"
 
-    def lost_rank(self, ranks: Mapping[int, int]) -> str:
-        """Which rank ended the job, in words; empty if nobody said it.
-
-        Args:
-            ranks: those of this host, by process.
-        """
+    def lost_rank(self) -> str:
+        """Which rank ended the job, in words; empty if nobody said it."""
         text = " ".join(self._said.split())
         if found := _KILLED.search(text):
             return f"rank {found[1]} on {found[2]} was ended by {_signal(int(found[3]))}"
@@ -114,9 +109,8 @@ class Overheard:
         if found := _RAISED.search(text):
             return f"rank {found[1]} raised"
         if found := _KILLED_UNNAMED.search(text):
-            rank = ranks.get(int(found[1]), -1)
-            who = f"rank {rank}" if rank >= 0 else "a rank"
-            return f"{who} on {found[2]} was ended by {_signal(int(found[3]))}"
+            # Of those that MPICH has killed then it may name another one.
+            return f"a rank on {found[1]} was ended by {_signal(int(found[2]))}"
         return ""
 
 

@@ -81,10 +81,11 @@ def test_a_job_whose_rank_is_killed_ends_with_the_bits_of_an_undisturbed_one(
     assert digest_in(output) == digest_in(whole)
     assert starts(output) == [(0, 0), (1, 6)]
     [line] = re.findall(r"localsgd: (.*started again.*)", output)
-    # By mpirun, or by a neighbour, whoever is first.
+    # By mpirun, of which MPICH's does not know the rank and may lose what was said just before, or
+    # by a neighbour, whoever is first.
     assert re.fullmatch(
-        r"rank 1 (on \S+ was ended by SIGKILL|died) \(exit code \d+\): "
-        "started again, 1 of 2, from step 6, 3 ranks",
+        r"((rank 1|a rank) on \S+ was ended by SIGKILL|rank 1 died) \(exit code \d+\): "
+        "started again, 1 of 2, from (step 6|step 3|its newest checkpoint), 3 ranks",
         line,
     )
 
