@@ -147,12 +147,17 @@ def pauses(pid: int) -> int:
 
 @contextmanager
 def started(
-    *arguments: str, environment: dict[str, str] | None = None
+    *arguments: str, environment: dict[str, str] | None = None, errors: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command, which is killed at the end or after the limit."""
+    """The command, which is killed at the end or after the limit.
+
+    Args:
+        errors: where its standard error goes, as for ``Popen``.
+    """
     launcher = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         env={**os.environ, **(environment or {})},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -143,9 +144,9 @@ def test_a_job_that_is_told_to_end_is_not_started_again(
     path.write_text(PROGRAM)
     waits = "import threading; threading.Event().wait()"
     words = ["run", "-n", "3", "--restarts", "3", str(path), str(tmp_path / "ended"), waits]
-    with started(*words) as launcher:
+    with started(*words, errors=subprocess.STDOUT) as launcher:
         assert launcher.stdout is not None
-        assert launcher.stdout.readline() == "start 0 begins after step 0\n"
+        assert any(line == "start 0 begins after step 0\n" for line in launcher.stdout)
         launcher.send_signal(number)
         assert launcher.wait(LIMIT_S) == 128 + number
         assert "start" not in launcher.stdout.read()
