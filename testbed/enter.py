@@ -1,7 +1,8 @@
 """Runs a command on a host of the testbed; the launch agent of the MPI libraries, too.
 
     enter.py --machine PROCESS HOST PROGRAM ARGUMENT…     from outside
-    enter.py HOST WORD…                                   on another host, as ssh would
+    enter.py HOST WORD…                                   on another host, as ssh would, if the
+                                                          network leads there
 
 Run by its path under whatever interpreter: needs nothing but the standard library.
 """
@@ -12,14 +13,20 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # In the memory file system that the hosts of one testbed share.
 AGENT = "/dev/shm/agent"
 HOLDERS = "/dev/shm/holders"
 TEMPORARY = "/dev/shm/tmp"
+# Where the ports of all hosts are.
+SWITCH = "switch"
+# The port of sshd; nobody listens there, and a host that is up says so.
+_SSH, _LOST = 22, 255
 
 
 def main() -> None:
@@ -37,8 +44,8 @@ def main() -> None:
         os.execvp(words[3], words[3:])
     while words[0].startswith("-"):
         words.pop(0)
-    _enter(words[0], folder)
-    os.execv("/bin/sh", ["/bin/sh", "-c", " ".join(words[1:])])
+    _require_answer(words[0])
+    sys.exit(_ask(words[0], folder, words[1:]))
 
 
 def _enter(host: str, folder: str) -> None:
@@ -47,6 +54,50 @@ def _enter(host: str, folder: str) -> None:
         sys.exit(f"host must be one of {list(holders)}, got {host!r}")
     _join(holders[host], ("net", "uts", "mnt"))
     os.chdir(folder)
+
+
+def door(host: str) -> str:
+    """Where a host's ``testbed/door.py`` listens."""
+    return f"/dev/shm/door-{host}"
+
+
+def _ask(host: str, folder: str, words: Sequence[str]) -> int:
+    """The exit code of a line of the shell on a host; 255 if the host was lost meanwhile.
+
+    Its standard files and variables are those of this process.
+    """
+    wanted = {"folder": folder, "words": list(words), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wire:
+        wire.connect(door(host))
+        socket.send_fds(wire, [b"."], [0, 1, 2])
+        wire.sendall(json.dumps(wanted).encode())
+        wire.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: wire.recv(16), b""))
+    return int(answer) if answer else _LOST
+
+
+def kill_all(host: str) -> None:
+    """Kills the processes of a host, but for the one that keeps it up."""
+    holder = json.loads(Path(HOLDERS).read_text())[host]
+    network = os.readlink(f"/proc/{holder}/ns/net")
+    for path in Path("/proc").glob("[0-9]*/ns/net"):
+        process = int(path.parts[2])
+        # It may have ended meanwhile.
+        with suppress(OSError):
+            if os.readlink(path) == network and process != holder:
+                os.kill(process, signal.SIGKILL)
+
+
+def _require_answer(host: str) -> None:
+    """Ends as ssh would, after as long, unless packets go to the host and back."""
+    try:
+        with socket.create_connection((host, _SSH)):
+            pass
+    except ConnectionRefusedError:
+        pass
+    except OSError as error:
+        print(f"agent: connect to host {host} port {_SSH}: {error.strerror}", file=sys.stderr)
+        sys.exit(_LOST)
 
 
 def _join(process: int, kinds: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from testbed.enter import SWITCH
 from testbed.launch import launch_command, library_of, settings
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -144,10 +145,30 @@ class Hosts:
 
     def command_on(self, host: int, command: Sequence[str]) -> list[str]:
         """The command that, run here, runs ``command`` on a host."""
+        return self._command_at(f"h{host}", command)
+
+    def _command_at(self, name: str, command: Sequence[str]) -> list[str]:
         if self.machine == 0:
             raise ValueError("the hosts must be up: use them within their with block")
         enter = [sys.executable, str(Path(__file__).with_name("enter.py"))]
-        return [*enter, "--machine", str(self.machine), f"h{host}", *command]
+        return [*enter, "--machine", str(self.machine), name, *command]
+
+    def cut(self, host: int) -> None:
+        """Cuts a host's link: what it sends and is sent is lost, and nobody is told."""
+        self._apply(f"from testbed.network import unplug; unplug({host})")
+
+    def kill(self, host: int) -> None:
+        """Kills all processes of a host; it is up, and new ones may be started."""
+        self._apply(f"from testbed.enter import kill_all; kill_all('h{host}')")
+
+    def _apply(self, program: str) -> None:
+        """Runs a program of Python beside the switch."""
+        subprocess.run(
+            self._command_at(SWITCH, [sys.executable, "-c", program]),
+            cwd=_ROOT,
+            timeout=_ENDING_S,
+            check=True,
+        )
 
     def close(self) -> None:
         """Ends whatever runs on the hosts, and the hosts."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from testbed import network
-from testbed.enter import AGENT, HOLDERS, TEMPORARY
+from testbed.door import listen, serve
+from testbed.enter import AGENT, HOLDERS, SWITCH, TEMPORARY
 from testbed.namespaces import (
     NEW_MOUNTS,
     NEW_NAMES,
@@ -62,7 +63,7 @@ def _run_machine(hosts: int, bytes_per_s: float | None, report: int) -> NoReturn
         make_mounts_private()
         mount("proc", "/proc")
         mount("tmpfs", "/dev/shm")
-        socket.sethostname("switch")
+        socket.sethostname(SWITCH)
         Path(TEMPORARY).mkdir()
         Path("/dev/shm/hosts").write_text(_hosts_file(hosts))
         bind("/dev/shm/hosts", "/etc/hosts")
@@ -71,7 +72,8 @@ def _run_machine(hosts: int, bytes_per_s: float | None, report: int) -> NoReturn
         agent.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(enter)])} "$@"\n')
         agent.chmod(0o755)
         network.make_bridge()
-        holders = {f"h{host}": _make_host(host, bytes_per_s) for host in range(hosts)}
+        holders = {SWITCH: os.getpid()}
+        holders.update({f"h{host}": _make_host(host, bytes_per_s) for host in range(hosts)})
         for host in range(hosts):
             network.plug_in(host, bytes_per_s)
         Path(HOLDERS).write_text(json.dumps(holders))
@@ -99,14 +101,16 @@ def _make_host(host: int, bytes_per_s: float | None) -> int:
             mount("sysfs", "/sys")
             socket.sethostname(f"h{host}")
             network.make_host_end(host, 1, bytes_per_s)
+            # Nobody may wait for the end of a pipe because of this process.
+            os.close(0)
+            os.closerange(3, inside)
+            os.closerange(inside + 1, 1024)
+            wire = listen(f"h{host}")
         except Exception as error:
             os.write(inside, f"host h{host}: {type(error).__name__}: {error}".encode())
             os._exit(1)
-        # Nobody may wait for the end of a pipe because of this process.
-        os.close(0)
-        os.closerange(3, 1024)
-        while True:
-            signal.pause()
+        os.close(inside)
+        serve(wire)
     os.close(inside)
     problem = b"".join(iter(lambda: os.read(outside, 4096), b"")).decode()
     os.close(outside)
@@ -117,7 +121,7 @@ def _make_host(host: int, bytes_per_s: float | None) -> int:
 
 def _hosts_file(hosts: int) -> str:
     lines = [f"{network.address(host)} h{host}" for host in range(hosts)]
-    return "\n".join(["127.0.0.1 localhost switch", *lines, ""])
+    return "\n".join([f"127.0.0.1 localhost {SWITCH}", *lines, ""])
 
 
 def _say(**words: object) -> None:

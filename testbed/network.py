@@ -56,6 +56,12 @@ def plug_in(host: int, bytes_per_s: float | None) -> None:
         _bring_up(route, name)
 
 
+def unplug(host: int) -> None:
+    """Takes a host's port off the bridge: what it sends and is sent is lost without a word."""
+    with IPRoute() as route:
+        route.link("set", index=_index(route, f"port{host}"), master=0)
+
+
 def _limit(route: IPRoute, name: str, bytes_per_s: float | None) -> None:
     if bytes_per_s is not None:
         route.tc(

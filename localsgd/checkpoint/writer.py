@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -116,6 +117,9 @@ class Writer:
             out.flush()
             os.fsync(out.fileno())
         self._folder.commit(step)
+        if "LOCALSGD_RESTART" in os.environ:
+            # The launcher, who may be on another host, listens for it.
+            print(f"localsgd: saved step {step}", file=sys.stderr, flush=True)
         self._folder.keep(self._keep)
 
 

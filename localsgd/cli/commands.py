@@ -9,8 +9,11 @@ from pathlib import Path
 
 import click
 
-from localsgd.cli.launcher import LaunchError, find_mpirun
-from localsgd.cli.supervise import CANNOT_START, run_job
+from localsgd.cli.agent import Agent
+from localsgd.cli.attempt import CANNOT_START
+from localsgd.cli.launcher import Job, LaunchError, find_mpirun
+from localsgd.cli.placing import Placing
+from localsgd.cli.supervise import Plan, run_job
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
@@ -31,6 +34,14 @@ def localsgd() -> None:
 @click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
 @click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
 @click.option("--fault-tolerant", is_flag=True, help="Go on without workers that die.")
+@click.option("--restarts", type=click.IntRange(0), default=0, help="Start it again so often.")
+@click.option(
+    "--host-deadline-s",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    help="A host is lost when it has not answered for so long.",
+)
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -40,6 +51,8 @@ def run(
     layout: str | None,
     tag_output: bool,
     fault_tolerant: bool,
+    restarts: int,
+    host_deadline_s: float,
     timeout_s: float | None,
     module: bool,
     command: tuple[str, ...],
@@ -55,15 +68,20 @@ def run(
         mpirun = find_mpirun()
         _check(ranks, hosts, layout)
         words = _words(command, module)
-        job = mpirun.job(
-            words,
-            ranks,
-            hosts=hosts,
-            layout=layout,
-            tag_output=tag_output,
-            fault_tolerant=fault_tolerant,
-        )
-        code = run_job(job, timeout_s)
+
+        def job(placing: Placing, variables: dict[str, str]) -> Job:
+            return mpirun.job(
+                words,
+                placing.ranks,
+                hosts=",".join(placing.hosts) or None,
+                layout=layout,
+                tag_output=tag_output,
+                fault_tolerant=fault_tolerant,
+                variables=variables,
+            )
+
+        placing, agent = Placing.parse(ranks, hosts), Agent(mpirun.library, os.environ)
+        code = run_job(Plan(job, placing, agent, restarts, host_deadline_s, timeout_s))
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
         code = CANNOT_START

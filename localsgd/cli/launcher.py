@@ -57,11 +57,13 @@ class Job:
         environment: all variables of the job.
         segments: the variable that names the folder for shared segments, of a job on this host
             alone for which it is not set; empty if there is none.
+        says_on_output: whether the launcher says on standard output that a process died.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     segments: str = ""
+    says_on_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,17 @@ class Mpirun:
         layout: str | None = None,
         tag_output: bool = False,
         fault_tolerant: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Job:
         """The job that runs ``command`` on ``ranks`` workers.
+
+        Args:
+            variables: what every rank has in its environment besides.
 
         Raises:
             LaunchError: for a fault-tolerant one, unless the library is Open MPI 5 or later.
         """
-        added = self._settings()
+        added = {**self._settings(), **(variables or {})}
         if fault_tolerant:
             added["LOCALSGD_FAULT_TOLERANT"] = "1"
         if layout is not None:
@@ -113,7 +119,8 @@ class Mpirun:
                     words += ["-x", name]
         can_tell = self.library == "Open MPI" and self.major >= 5 and hosts is None
         is_set = {SEGMENTS, *ALLOCATIONS} & {*os.environ, *names_in_files(self.path)}
-        return Job((*words, *command), environment, SEGMENTS if can_tell and not is_set else "")
+        segments = SEGMENTS if can_tell and not is_set else ""
+        return Job((*words, *command), environment, segments, self.library == "MPICH")
 
     def _settings(self) -> dict[str, str]:
         """The variables to set: those that the user has not set, here or in a file."""

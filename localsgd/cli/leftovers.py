@@ -14,8 +14,7 @@ import select
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,7 +56,9 @@ class Leftovers:
         self._watch = _creations(SHARED)
         self._pause_s = _LONGEST_PAUSE_S
 
-    def wait(self, seconds: float, pids: Callable[[], Iterable[int]]) -> None:
+    def wait(
+        self, seconds: float, pids: Callable[[], Iterable[int]], until: Sequence[int] = ()
+    ) -> None:
         """Lets time pass; when a segment appears, looks which of the job's processes has it.
 
         Looks again 1, 2, 4 … ms later, since a segment is made first and mapped then.
@@ -65,14 +66,17 @@ class Leftovers:
         Args:
             seconds: how long, at most.
             pids: gives the job's processes of that moment.
+            until: descriptors, of which one that can be read ends the wait.
         """
         if self._watch is None:
-            time.sleep(seconds)
-        elif select.select([self._watch], [], [], min(seconds, self._pause_s))[0]:
+            select.select(until, [], [], seconds)
+            return
+        ready = select.select([self._watch, *until], [], [], min(seconds, self._pause_s))[0]
+        if self._watch in ready:
             os.read(self._watch, 4096)
             self._pause_s = _SHORTEST_PAUSE_S
             self.look(pids())
-        elif self._pause_s < _LONGEST_PAUSE_S:
+        elif not ready and self._pause_s < _LONGEST_PAUSE_S:
             self._pause_s *= 2
             self.look(pids())
 

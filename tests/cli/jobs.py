@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LIMIT_S = 60
 SHARED = Path("/dev/shm")
@@ -21,12 +22,15 @@ COMMAND = [sys.executable, "-m", "localsgd.cli"]
 
 
 def run(
-    *arguments: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    python: str | None = None,
+    text: bool = True,
+) -> subprocess.CompletedProcess[Any]:
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [python or COMMAND[0], *COMMAND[1:], *arguments],
         capture_output=True,
-        text=True,
+        text=text,
         timeout=LIMIT_S,
         check=False,
         env={**os.environ, **(environment or {})},
@@ -143,12 +147,17 @@ def pauses(pid: int) -> int:
 
 @contextmanager
 def started(
-    *arguments: str, environment: dict[str, str] | None = None
+    *arguments: str, environment: dict[str, str] | None = None, errors: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command, which is killed at the end or after the limit."""
+    """The command, which is killed at the end or after the limit.
+
+    Args:
+        errors: where its standard error goes, as for ``Popen``.
+    """
     launcher = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         env={**os.environ, **(environment or {})},
     )

@@ -1,0 +1,121 @@
+"""What a job says that the launcher must know: it goes through here, unchanged.
+
+Nothing else comes from every rank of every host by itself, and mpirun says only there which process
+was killed, and that it has lost a host; Open MPI's exit code is then 0. It says so on standard
+error, MPICH on standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from contextlib import suppress
+from typing import IO
+
+_SAVED = re.compile(r"localsgd: saved step (\d+)")
+_RAISED = re.compile(r"rank (\d+) raised:")
+_DIED = re.compile(r"RankFailure: rank (\d+) \(process \d+\) has died")
+# Wrapped by mpirun, wherever a line is full.
+_KILLED = re.compile(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)")
+# Of a process that has exited the last part is not there.
+_KILLED_UNNAMED = re.compile(
+    r"= PID \d+ RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
+)
+_LOST_DAEMON = re.compile(
+    r"lost communication with a remote daemon.{,200}?Remote daemon: \S+ on node (\S+)"
+    r"|A daemon failed to report back.{,600}?Remote host: (\S+)"
+    r"|control_cb .{,80}?assert \(!closed\) failed"
+)
+_REMEMBERED, _LONGEST_LINE = 1 << 16, 100
+
+
+class Overheard:
+    """A job's words on their way to where this process's own go.
+
+    Args:
+        output: whether its standard output comes through here, too.
+
+    Attributes:
+        output: what the job is given for standard output, until it has started; None for what this
+            process has.
+        errors: the same for standard error.
+        descriptors: can be read when something was said, or nobody can say anything any more.
+        saved: the step of the newest checkpoint that was said to be complete; -1 if none was.
+    """
+
+    def __init__(self, output: bool) -> None:
+        self._targets: dict[int, IO[bytes]] = {}
+        self.output = self._pipe_to(sys.stdout.buffer) if output and sys.stdout else None
+        self.errors = self._pipe_to(sys.stderr.buffer) if sys.stderr else None
+        self.descriptors = tuple(self._targets)
+        self._said = ""
+        self.saved = -1
+
+    def started(self) -> None:
+        """The job has its ends of the pipes."""
+        for descriptor in (self.output, self.errors):
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def pass_on(self) -> None:
+        """Passes on what was said. Does not wait."""
+        for descriptor in self.descriptors:
+            # Nobody says anything now.
+            with suppress(BlockingIOError):
+                while said := os.read(descriptor, 1 << 16):
+                    self._pass_on(said, self._targets[descriptor])
+                # All that could have are gone.
+                self.descriptors = tuple(x for x in self.descriptors if x != descriptor)
+
+    def close(self) -> None:
+        """Passes on what was said, now that nobody says more."""
+        self.pass_on()
+        for descriptor in self._targets:
+            os.close(descriptor)
+
+    def _pipe_to(self, target: IO[bytes]) -> int:
+        mine, theirs = os.pipe()
+        os.set_blocking(mine, False)
+        self._targets[mine] = target
+        return theirs
+
+    def _pass_on(self, said: bytes, target: IO[bytes]) -> None:
+        # Who read it may be gone.
+        with suppress(OSError):
+            target.write(said)
+            target.flush()
+        text = said.decode(errors="replace")
+        self._said = (self._said + text)[-_REMEMBERED:]
+        for step in _SAVED.findall(self._said[-len(text) - _LONGEST_LINE :]):
+            self.saved = max(self.saved, int(step))
+
+    def lost_daemon(self) -> str:
+        """Which launch daemon mpirun has lost, in words; empty if it has lost none."""
+        found = _LOST_DAEMON.search(" ".join(self._said.split()))
+        if not found:
+            return ""
+        host = found[1] or found[2]
+        return f"mpirun lost its daemon on {host or 'another host'}"
+
+    def lost_rank(self) -> str:
+        """Which rank ended the job, in words; empty if nobody said it."""
+        text = " ".join(self._said.split())
+        if found := _KILLED.search(text):
+            return f"rank {found[1]} on {found[2]} was ended by {_signal(int(found[3]))}"
+        if found := _DIED.search(text):
+            return f"rank {found[1]} died"
+        if found := _RAISED.search(text):
+            return f"rank {found[1]} raised"
+        if found := _KILLED_UNNAMED.search(text):
+            # Of those that MPICH has killed then it may name another one.
+            return f"a rank on {found[1]} was ended by {_signal(int(found[2]))}"
+        return ""
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
