@@ -17,7 +17,7 @@ from localsgd.cli.supervise import Plan, run_job
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
-from localsgd.simulate import Job, Model
+from localsgd.simulate import Model, Workload
 
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
@@ -202,7 +202,7 @@ def plan(
         if not parameters.is_integer():
             raise ValueError(f"--parameters must be a whole number, got {parameters:g}")
         cluster = cluster_of(workers, hosts, network, machine)
-        job = Job(cluster, int(parameters), step_time, steps, dtype, layers)
+        job = Workload(cluster, int(parameters), step_time, steps, dtype, layers)
         show_plan(job, model, target, picture)
     except (OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from None

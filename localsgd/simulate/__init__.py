@@ -5,7 +5,7 @@ from localsgd.simulate.cluster import Cluster, Round
 from localsgd.simulate.links import NETWORKS, Link, parse_network
 from localsgd.simulate.machine import Level, Machine
 from localsgd.simulate.measuring import measure
-from localsgd.simulate.planning import Job, Model, Plan, Row, plan, recommend, sweep
+from localsgd.simulate.planning import Model, Plan, Row, Workload, plan, recommend, sweep
 from localsgd.simulate.utilization import compute_utilization
 from localsgd.simulate.wall_clock import WallClock, wall_clock
 
@@ -13,7 +13,6 @@ __all__ = [
     "NETWORKS",
     "Candidate",
     "Cluster",
-    "Job",
     "Level",
     "Link",
     "Machine",
@@ -22,6 +21,7 @@ __all__ = [
     "Round",
     "Row",
     "WallClock",
+    "Workload",
     "compute_utilization",
     "measure",
     "parse_network",

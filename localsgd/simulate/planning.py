@@ -29,7 +29,7 @@ Model: TypeAlias = Literal["wall-clock", "per-layer"]
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What is to be trained, and where.
 
     Attributes:
@@ -90,14 +90,14 @@ class Plan:
         reason: why, in a sentence.
     """
 
-    job: Job
+    job: Workload
     model: Model
     rows: tuple[Row, ...]
     recommended: Row
     reason: str
 
 
-def plan(job: Job, *, model: Model = "wall-clock", target: float = 0.9) -> Plan:
+def plan(job: Workload, *, model: Model = "wall-clock", target: float = 0.9) -> Plan:
     """Compares the methods of the catalogue and recommends one.
 
         wall-clock = steps · step time / utilisation
@@ -143,7 +143,7 @@ def recommend(rows: Sequence[Row], target: float) -> tuple[Row, str]:
     )
 
 
-def sweep(job: Job, bandwidth_bit_s: Floats, *, model: Model) -> dict[Candidate, Floats]:
+def sweep(job: Workload, bandwidth_bit_s: Floats, *, model: Model) -> dict[Candidate, Floats]:
     """The utilisation of every candidate for bandwidths of the outermost level that is used.
 
     Args:
@@ -177,7 +177,7 @@ def _require_floats(dtype: DTypeLike) -> None:
         raise ValueError(f"dtype must be one of {names}, got {dtype!r}")
 
 
-def _catalogue(job: Job) -> Sequence[Candidate]:
+def _catalogue(job: Workload) -> Sequence[Candidate]:
     return list(catalogue(job.steps, job.cluster.hosts, job.cluster.workers))
 
 
@@ -189,7 +189,7 @@ def _with_bandwidth(cluster: Cluster, bandwidth_bit_s: float) -> Cluster:
     return cluster
 
 
-def _row(candidate: Candidate, job: Job, model: Model) -> Row:
+def _row(candidate: Candidate, job: Workload, model: Model) -> Row:
     cluster, dtype = job.cluster, job.dtype
     seconds = np.array(_round_s(candidate, job))
     on_hosts = np.array(_host_round_s(candidate, job))
@@ -207,19 +207,19 @@ def _row(candidate: Candidate, job: Job, model: Model) -> Row:
     )
 
 
-def _round_s(candidate: Candidate, job: Job) -> float:
+def _round_s(candidate: Candidate, job: Workload) -> float:
     """Seconds of a round of one fragment."""
     count = -(-job.parameters // candidate.fragments)
     return job.cluster.round_of(count, job.dtype, candidate.codec).seconds
 
 
-def _host_round_s(candidate: Candidate, job: Job) -> float:
+def _host_round_s(candidate: Candidate, job: Workload) -> float:
     """Seconds of a round of hosts' workers among themselves; 0 if there is none."""
     return job.cluster.host_round(job.parameters, job.dtype).seconds * bool(candidate.host_period)
 
 
 def _utilization(
-    candidate: Candidate, job: Job, round_s: Floats, host_round_s: Floats, model: Model
+    candidate: Candidate, job: Workload, round_s: Floats, host_round_s: Floats, model: Model
 ) -> Floats:
     """Compute over all time, for rounds of a fragment that take so long, and rounds of hosts."""
     if model == "per-layer":
@@ -232,7 +232,9 @@ def _utilization(
     return np.asarray(job.step_time_s / (job.step_time_s + lost_s))
 
 
-def _by_layers(candidate: Candidate, job: Job, round_s: Floats, host_round_s: Floats) -> Floats:
+def _by_layers(
+    candidate: Candidate, job: Workload, round_s: Floats, host_round_s: Floats
+) -> Floats:
     """The same where layers leave one by one.
 
     The lost time of hosts' own rounds is added to that of rounds of all, as if neither hid the

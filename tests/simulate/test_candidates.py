@@ -9,7 +9,7 @@ import pytest
 
 import localsgd
 from localsgd import Arena, Communicator, optim, run_threads
-from localsgd.simulate import Candidate, Cluster, Job, Link, Row, plan
+from localsgd.simulate import Candidate, Cluster, Link, Row, Workload, plan
 
 LINK = Link("link", 1e9, 1e-6)
 NUMBERS = 4 * 16_384
@@ -17,7 +17,7 @@ NUMBERS = 4 * 16_384
 
 def rows(hosts: int, workers: int, steps: int) -> list[Row]:
     cluster = Cluster(hosts, workers, LINK, LINK)
-    return list(plan(Job(cluster, NUMBERS, 0.1, steps)).rows)
+    return list(plan(Workload(cluster, NUMBERS, 0.1, steps)).rows)
 
 
 def moved(comm: Communicator, candidate: Candidate) -> tuple[int, int]:

@@ -10,11 +10,11 @@ import pytest
 from localsgd.simulate import (
     Candidate,
     Cluster,
-    Job,
     Link,
     Model,
     Plan,
     Row,
+    Workload,
     compute_utilization,
     plan,
     recommend,
@@ -24,7 +24,7 @@ from localsgd.simulate import (
 # 1,000 float32 numbers are 32,000 bits: a round takes 2 · 32,000 / 2 / 64,000 = 0.5 s within a
 # host, and 2 · 32,000 / 2 / 3,200 + 2 = 12 s between hosts.
 HOST, WAN = Link("host", 64_000.0, 0.0), Link("wan", 3_200.0, 2.0)
-JOB = Job(Cluster(2, 2, HOST, WAN), 1_000, 2.0, 10_000, layers=4)
+JOB = Workload(Cluster(2, 2, HOST, WAN), 1_000, 2.0, 10_000, layers=4)
 
 
 def by_name(made: Plan) -> dict[str, Row]:
@@ -57,7 +57,7 @@ def test_a_delay_hides_as_many_steps() -> None:
     assert overlapped.utilization == pytest.approx(32 / (32 + 4.5), rel=1e-12)
     assert found["overlapped (period 64, delay 16)"].utilization == 1
     assert found["streaming (period 100, 4 fragments, delay 5)"].utilization == 1
-    slow = Job(Cluster(2, 2, HOST, Link("wan", 320.0, 2.0)), 1_000, 2.0, 10_000)
+    slow = Workload(Cluster(2, 2, HOST, Link("wan", 320.0, 2.0)), 1_000, 2.0, 10_000)
     streaming = by_name(plan(slow))["streaming (period 100, 4 fragments, delay 5)"]
     # Pieces of 63 numbers make 8,064 bits, at 320 bit/s 25.2 s; with 2 s and 0.125 s, less 10 s,
     # every 25 steps of 50 s.
@@ -98,7 +98,7 @@ def test_by_layers_lost_time_of_hosts_rounds_is_added() -> None:
 
 @pytest.mark.parametrize("model", ["wall-clock", "per-layer"])
 def test_one_worker_has_nothing_to_wait_for(model: Model) -> None:
-    made = plan(Job(Cluster(1, 1, None, None), 1_000, 1.0, 10), model=model)
+    made = plan(Workload(Cluster(1, 1, None, None), 1_000, 1.0, 10), model=model)
     assert {row.utilization for row in made.rows} == {1.0}
     assert {row.host_bytes + row.between_bytes for row in made.rows} == {0}
     assert made.recommended.candidate.exact
@@ -139,7 +139,7 @@ def test_else_the_one_with_the_most() -> None:
 def test_a_faster_link_never_asks_for_a_more_drastic_method(model: Model) -> None:
     places = []
     for bandwidth in np.geomspace(1e6, 1e13, 15):
-        job = Job(
+        job = Workload(
             Cluster(4, 8, Link("host", 400e9, 1e-6), Link("wan", bandwidth, 1e-4)), 10**8, 1, 9
         )
         made = plan(job, model=model)
@@ -154,13 +154,13 @@ def test_a_sweep_is_the_plan_of_every_bandwidth(model: Model) -> None:
     found = sweep(JOB, bandwidths, model=model)
     for index, bandwidth in enumerate(bandwidths):
         cluster = Cluster(2, 2, HOST, Link("wan", float(bandwidth), 2.0))
-        job = Job(cluster, 1_000, 2.0, 10_000, layers=4)
+        job = Workload(cluster, 1_000, 2.0, 10_000, layers=4)
         for planned in plan(job, model=model).rows:
             assert found[planned.candidate][index] == pytest.approx(planned.utilization, rel=1e-12)
 
 
 def test_on_one_host_its_memory_is_swept() -> None:
-    job = Job(Cluster(1, 4, HOST, None), 1_000, 2.0, 10_000)
+    job = Workload(Cluster(1, 4, HOST, None), 1_000, 2.0, 10_000)
     swept = sweep(job, np.array([HOST.bandwidth_bit_s, 1e30]), model="wall-clock")
     assert [values[0] for values in swept.values()] == [row.utilization for row in plan(job).rows]
     assert {values[1] for values in swept.values()} == {1.0}
@@ -180,7 +180,7 @@ def test_on_one_host_its_memory_is_swept() -> None:
 def test_a_job_says_what_must_hold(wrong: dict[str, Any], message: str) -> None:
     good = {"cluster": JOB.cluster, "parameters": 1, "step_time_s": 1.0, "steps": 1}
     with pytest.raises(ValueError, match=message):
-        Job(**{**good, **wrong})
+        Workload(**{**good, **wrong})
 
 
 def test_a_plan_says_what_must_hold() -> None:
