@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from localsgd.checks import checked_count
-from localsgd.comm.contract import Array, Communicator, ScalarRule, Shrunk, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator, ScalarRule, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
 
@@ -104,7 +105,7 @@ class Anchor:
             outer or self._outer, self._shards[index], self._arrays[index], self.rounds + 1
         )
 
-    def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
+    def read(self, index: int, key: str, number: int, length: int, shrunk: Change) -> Array:
         """The shard of a rank that shared this one's host, and may be lost."""
         memory = shrunk.memory_of(self._rooms[index][key], number)
         assert memory is not None

@@ -23,7 +23,8 @@ from localsgd.averagers.participation import Participation
 from localsgd.averagers.weighing import Weighing
 from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
-from localsgd.comm.contract import Array, Communicator, Shrunk, Traffic, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator, Traffic, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.schedules import DecidingSchedule, Schedule
 
@@ -216,7 +217,7 @@ class ModelAverager(Weighing):
         if self._compressed.wanted:
             raise ValueError("an averager that may lose workers must have no codec, got one")
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, params: Arenas, shrunk: Change, begun: int) -> None:
         """Goes on with those that are left of the group. Collective.
 
         Args:

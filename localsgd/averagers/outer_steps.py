@@ -14,7 +14,8 @@ from localsgd.arrays import Arena
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.anchor import Anchor
 from localsgd.averagers.regrouping import regrouped
-from localsgd.comm.contract import Communicator, Shrunk, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator, Update
 from localsgd.outer import OuterOptimizer
 
 
@@ -87,7 +88,7 @@ class OuterSteps:
         if self._anchor is not None and group is self._comm and step > self._together:
             self._anchor.rounds += 1
 
-    def regroup(self, arenas: Sequence[Arena], shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, arenas: Sequence[Arena], shrunk: Change, begun: int) -> None:
         """Brings the shards to those that are left of the group (``regrouping``). Collective."""
         if self.outer is not None and self._anchor is not None:
             made = Anchor(self.outer, arenas, self._comm)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from localsgd.averagers.anchor import Anchor, Flat
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator
 
 
 def regrouped(
@@ -21,7 +22,7 @@ def regrouped(
     made: Anchor,
     buffers: Sequence[Flat],
     comm: Communicator,
-    shrunk: Shrunk,
+    shrunk: Change,
     begun: int,
 ) -> None:
     """Fills the shards of ``made`` with what can be read of those of ``anchor``. Collective.
@@ -59,7 +60,7 @@ def _whole(
     shards: Sequence[slice],
     readers: dict[int, int],
     comm: Communicator,
-    shrunk: Shrunk,
+    shrunk: Change,
 ) -> Array:
     """All shards that somebody can read, on every rank; zeros elsewhere."""
     mine = [

@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localsgd.averagers import ModelAverager
 from localsgd.comm import RankFailure, RankSilent
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator
 from localsgd.training import PostLocalSGDOptimizer
 
 T = TypeVar("T")
@@ -175,7 +176,7 @@ class Survival:
         held, recoveries = zip(*comm.collect(mine), strict=True)
         known.held, known.recoveries = max(held), max(recoveries)
 
-    def _regroup(self, shrunk: Shrunk, begun: int) -> None:
+    def _regroup(self, shrunk: Change, begun: int) -> None:
         """Shares out what the lost ones owned, and makes groups anew. Collective."""
         if self._averager.begun:
             self._averager.regroup(self._training.optim.arenas, shrunk, begun)
@@ -184,7 +185,7 @@ class Survival:
         for part in self._parts:
             part.regroup()
 
-    def _tell(self, failure: RankFailure, shrunk: Shrunk) -> None:
+    def _tell(self, failure: RankFailure, shrunk: Change) -> None:
         names = ", ".join(str(rank) for rank in shrunk.lost) or "nobody"
         print(
             f"localsgd: lost {names} of {shrunk.before.size} workers in step "
