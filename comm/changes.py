@@ -40,8 +40,11 @@ class Change:
         """Both as one, where more were lost before the first was dealt with."""
         there = len(self.numbers)
         numbers = tuple(self.numbers[rank] for rank in later.numbers if rank < there)
-        # Of those that were lost later it is not known what they have changed.
-        return replace(self, numbers=numbers)
+        if not self.grown:
+            # Of those that were lost later it is not known what they have changed.
+            return replace(self, numbers=numbers)
+        later_begun = {self.numbers[r]: n for r, n in later.begun.items() if r < there}
+        return replace(self, numbers=numbers, begun={**self.begun, **later_begun})
 
     @property
     def lost(self) -> tuple[int, ...]:

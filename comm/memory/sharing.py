@@ -25,12 +25,12 @@ class Place(NamedTuple):
 
     Attributes:
         address: of its block.
-        index: tells where in the block it begins.
+        nth: tells where in the block it begins.
         nbytes: its size.
     """
 
     address: Address
-    index: int
+    nth: int
     nbytes: int
 
 
@@ -109,7 +109,7 @@ def share_again(mail: Mail, topology: Topology, rank: int, place: Place | None) 
     """
     found: dict[int, Bytes] = {}
     problem = "" if place is not None else "its memory is private"
-    mine = [*place.address, place.index, place.nbytes] if place is not None else None
+    mine = [*place.address, place.nth, place.nbytes] if place is not None else None
     answers = mail.collect(mine)
     for neighbour in topology.neighbours(rank):
         if neighbour == rank or answers[neighbour] is None or problem:

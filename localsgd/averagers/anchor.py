@@ -105,9 +105,9 @@ class Anchor:
             outer or self._outer, self._shards[index], self._arrays[index], self.rounds + 1
         )
 
-    def read(self, index: int, key: str, number: int, length: int, shrunk: Change) -> Array:
+    def read(self, index: int, key: str, number: int, length: int, change: Change) -> Array:
         """The shard of a rank that shared this one's host, and may be lost."""
-        memory = shrunk.memory_of(self._rooms[index][key], number)
+        memory = change.memory_of(self._rooms[index][key], number)
         assert memory is not None
         return memory[:length]
 

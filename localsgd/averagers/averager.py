@@ -217,15 +217,33 @@ class ModelAverager(Weighing):
         if self._compressed.wanted:
             raise ValueError("an averager that may lose workers must have no codec, got one")
 
-    def regroup(self, params: Arenas, shrunk: Change, begun: int) -> None:
-        """Goes on with those that are left of the group. Collective.
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
+        """Goes on with those that are in the group now. Collective.
+
+        Done when ``confirm_regrouping`` says that all have done it.
 
         Args:
             params: as before the round that failed.
-            shrunk: what became of the group.
+            change: what became of the group.
             begun: how many collectives it had begun before that round.
         """
-        self._outer.regroup(as_arenas(params), shrunk, begun)
+        self._outer.regroup(as_arenas(params), change, begun)
+
+    def confirm_regrouping(self) -> None:
+        """Says that all ranks have ended ``regroup``; not collective."""
+        self._outer.confirm_regrouping()
+
+    def state_for_new(self) -> dict[str, Any]:
+        """What a rank that is new in the group takes over, before ``regroup`` gives it its part."""
+        state = self.state_dict()
+        return {**state, "outer": None} if "outer" in state else state
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Takes over the ``state_for_new`` of another rank, but for what is that worker's alone.
+
+        Not collective.
+        """
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume: JSON values, and arrays of outer steps.

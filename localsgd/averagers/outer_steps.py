@@ -35,6 +35,7 @@ class OuterSteps:
             int(getattr(schedule, name, 0)) for name in ("synchronous_steps", "warmup_steps")
         )
         self._anchor: Anchor | None = None
+        self._made: Anchor | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     @property
@@ -88,12 +89,21 @@ class OuterSteps:
         if self._anchor is not None and group is self._comm and step > self._together:
             self._anchor.rounds += 1
 
-    def regroup(self, arenas: Sequence[Arena], shrunk: Change, begun: int) -> None:
-        """Brings the shards to those that are left of the group (``regrouping``). Collective."""
-        if self.outer is not None and self._anchor is not None:
-            made = Anchor(self.outer, arenas, self._comm)
-            regrouped(self._anchor, made, arenas, self._comm, shrunk, begun)
-            self._anchor = made
+    def regroup(self, arenas: Sequence[Arena], change: Change, begun: int) -> None:
+        """Brings the shards to those that are in the group now (``regrouping``). Collective.
+
+        What was before stands until ``confirm_regrouping``.
+        """
+        is_new = self._comm.rank >= len(change.numbers)
+        if self.outer is not None and (self._anchor is not None or is_new):
+            self._made = Anchor(self.outer, arenas, self._comm)
+            before = None if is_new else self._anchor
+            regrouped(before, self._made, arenas, self._comm, change, begun)
+
+    def confirm_regrouping(self) -> None:
+        """Goes on with what ``regroup`` has made, when all have made it."""
+        if self._made is not None:
+            self._anchor, self._made = self._made, None
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's shards under "outer"; nothing without an outer optimizer."""

@@ -1,4 +1,4 @@
-"""The outer state of a group that has lost ranks: shards of those that are left, of the old ones.
+"""The outer state of a group that has lost ranks, or has a new one: new shards of the old ones.
 
 What a lost rank owned is read from its memory by another rank of its host. It counts as long as
 that rank had not begun the round that failed, in which it may have changed. Otherwise, and where a
@@ -18,34 +18,34 @@ from localsgd.comm.contract import Array, Communicator
 
 
 def regrouped(
-    anchor: Anchor,
+    anchor: Anchor | None,
     made: Anchor,
     buffers: Sequence[Flat],
     comm: Communicator,
-    shrunk: Change,
+    change: Change,
     begun: int,
 ) -> None:
     """Fills the shards of ``made`` with what can be read of those of ``anchor``. Collective.
 
     Args:
-        anchor: of the group as it was, as before the round that failed.
+        anchor: of the group as it was, as before the round that failed; None on a new rank.
         made: of the group as it is.
         buffers: the parameters, as before that round.
         begun: how many collectives the group had begun before it.
     """
-    made.rounds = anchor.rounds
-    offers = comm.collect([rank for rank, number in shrunk.begun.items() if number <= begun])
-    readers = {number: rank for rank, number in enumerate(shrunk.numbers)}
+    made.rounds = comm.collect(0 if anchor is None else anchor.rounds)[0]
+    offers = comm.collect([rank for rank, number in change.begun.items() if number <= begun])
+    readers = {number: rank for rank, number in enumerate(change.numbers)}
     for rank, numbers in enumerate(offers):
         for number in numbers:
             readers.setdefault(number, rank)
     for index, buffer in enumerate(buffers):
-        numbers = range(shrunk.before.size)
-        shards = [shrunk.shard_of(buffer.flat.size, number) for number in numbers]
+        numbers = range(change.before.size)
+        shards = [change.shard_of(buffer.flat.size, number) for number in numbers]
         lost = [part for number, part in enumerate(shards) if number not in readers]
-        for key in anchor.keys(index):
-            whole = _whole(anchor, index, key, shards, readers, comm, shrunk)
-            if any(part.start < part.stop for part in lost) and key == anchor.keys(index)[0]:
+        for key in made.keys(index):
+            whole = _whole(anchor, index, key, shards, readers, comm, change)
+            if any(part.start < part.stop for part in lost) and key == made.keys(index)[0]:
                 mean = buffer.flat.copy()
                 comm.allreduce(mean, "mean", label="what nobody has any more")
                 for part in lost:
@@ -54,21 +54,21 @@ def regrouped(
 
 
 def _whole(
-    anchor: Anchor,
+    anchor: Anchor | None,
     index: int,
     key: str,
     shards: Sequence[slice],
     readers: dict[int, int],
     comm: Communicator,
-    shrunk: Change,
+    change: Change,
 ) -> Array:
     """All shards that somebody can read, on every rank; zeros elsewhere."""
     mine = [
-        anchor.read(index, key, number, part.stop - part.start, shrunk)
+        anchor.read(index, key, number, part.stop - part.start, change)
         for number, part in enumerate(shards)
-        if readers.get(number) == comm.rank
+        if readers.get(number) == comm.rank and anchor is not None
     ]
-    found = comm.gather(np.concatenate(mine))
+    found = comm.gather(np.concatenate(mine) if mine else np.zeros(0, np.uint8))
     whole = np.zeros(max(part.stop for part in shards), found[0].dtype)
     places = [0] * comm.size
     for number, part in enumerate(shards):

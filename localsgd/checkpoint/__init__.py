@@ -3,6 +3,7 @@
 from localsgd.checkpoint.checkpoints import Checkpoints
 from localsgd.checkpoint.preemption import Preempted
 from localsgd.checkpoint.savable import Part
+from localsgd.checkpoint.tree import flattened, restored
 from localsgd.checkpoint.writer import CheckpointError
 
-__all__ = ["CheckpointError", "Checkpoints", "Part", "Preempted"]
+__all__ = ["CheckpointError", "Checkpoints", "Part", "Preempted", "flattened", "restored"]

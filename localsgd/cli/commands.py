@@ -28,6 +28,7 @@ def localsgd() -> None:
 @click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
 @click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
 @click.option("--fault-tolerant", is_flag=True, help="Go on without workers that die.")
+@click.option("--respawn", is_flag=True, help="Start others in their place.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -37,6 +38,7 @@ def run(
     layout: str | None,
     tag_output: bool,
     fault_tolerant: bool,
+    respawn: bool,
     timeout_s: float | None,
     module: bool,
     command: tuple[str, ...],
@@ -51,6 +53,8 @@ def run(
     try:
         mpirun = find_mpirun()
         _check(ranks, hosts, layout)
+        if respawn and not fault_tolerant:
+            raise LaunchError("--respawn must come with --fault-tolerant")
         words = _words(command, module)
         job = mpirun.job(
             words,
@@ -59,6 +63,7 @@ def run(
             layout=layout,
             tag_output=tag_output,
             fault_tolerant=fault_tolerant,
+            respawn=respawn,
         )
         code = run_job(job, timeout_s)
     except LaunchError as error:

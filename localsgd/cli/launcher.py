@@ -40,6 +40,8 @@ ALLOCATIONS = {
     "PE_HOSTFILE",
     "PRTE_MCA_prte_default_hostfile",
 }
+# Without the second PRRTE ends a job when one dies that was started in it later.
+RESPAWNING = {"LOCALSGD_RESPAWN": "1", "PRTE_MCA_state_base_recoverable": "1"}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -86,6 +88,7 @@ class Mpirun:
         layout: str | None = None,
         tag_output: bool = False,
         fault_tolerant: bool = False,
+        respawn: bool = False,
     ) -> Job:
         """The job that runs ``command`` on ``ranks`` workers.
 
@@ -95,6 +98,8 @@ class Mpirun:
         added = self._settings()
         if fault_tolerant:
             added["LOCALSGD_FAULT_TOLERANT"] = "1"
+        if respawn:
+            added.update(RESPAWNING)
         if layout is not None:
             added["LOCALSGD_HOSTS"] = layout
         words = [str(self.path), "-n", str(ranks)]

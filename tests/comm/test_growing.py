@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from localsgd import Communicator, MismatchError, RankFailure, run_threads, solo
 from oracle import same_bits, two_level_mean
 
-COUNT = 1001
+COUNT, LIMIT_S = 1001, 60
 
 
 def values(rank: int) -> np.ndarray:
@@ -96,7 +100,7 @@ def test_a_buffer_that_is_mapped_again_is_read_where_it_lies() -> None:
         comm.allreduce(first, "mean")
         mapped = comm.traffic.host_read - before
         comm.allreduce(second, "mean")
-        return 0 < mapped
+        return mapped > 0
 
     assert run_threads(2, body, fault_tolerant=True, respawn=True) == [True] * 3
 
@@ -174,3 +178,107 @@ def test_a_worker_whose_others_have_ended_ends() -> None:
         return comm.size
 
     assert run_threads(2, body, fault_tolerant=True, respawn=True) == [2, 2]
+
+
+PROGRAM = """
+import os, signal, sys, time
+import numpy as np
+import localsgd
+
+how = sys.argv[1]
+comm = localsgd.world(deadline_s=20)
+shared = comm.allocate(100_000, np.float32)
+comm.allreduce(shared, "mean")
+turns = 0
+
+
+def grow():
+    while comm.grow(lambda offer: "") is None:
+        time.sleep(0.01)
+
+
+if comm.joining:
+    assert comm.size == 1
+    if how == "an error":
+        raise KeyError("no such file")
+    if how == "late":
+        time.sleep(60)
+    comm.join("hello")
+    if how == "killed behind" and not os.path.exists(sys.argv[2]):
+        open(sys.argv[2], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+else:
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        comm.barrier()
+    except localsgd.RankFailure as error:
+        comm.shrink()
+    if comm.rank == 0:
+        comm.summon(1)
+    if how in ("an error", "late"):
+        # Nobody comes; the rest end.
+        while comm.collect(how == "an error" and comm.rank == 0 and comm.summoned > 0)[0]:
+            assert comm.grow(lambda offer: "") is None
+            time.sleep(0.01)
+        if comm.rank == 0:
+            print("left:", comm.size, flush=True)
+        sys.exit()
+    grow()
+    if how == "killed behind":
+        try:
+            while True:
+                comm.barrier()
+        except localsgd.RankFailure:
+            comm.shrink()
+        if comm.rank == 0:
+            comm.summon(1)
+        grow()
+comm.map_again(shared)
+shared[...] = comm.rank
+comm.allreduce(shared, "sum")
+if comm.rank == 0:
+    print("all:", comm.size, comm.topology, shared[0], flush=True)
+comm.barrier()
+"""
+
+
+def run_job(words: list[object], ranks: int, layout: str) -> tuple[int, str]:
+    """Exit code and output of a job that may lose ranks and take in others."""
+    command = [sys.executable, "-m", "localsgd.cli", "run", "--fault-tolerant", "--respawn"]
+    ended = subprocess.run(
+        [*command, "-n", str(ranks), "--layout", layout, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "how"),
+    [
+        ("2", "well"),
+        ("2+1", "well"),
+        ("2+2", "well"),
+        ("3+1", "killed behind"),
+        ("2+2", "killed behind"),
+        ("3", "an error"),
+        ("3", "late"),
+    ],
+)
+def test_a_process_joins_a_job(tmp_path: Path, layout: str, how: str) -> None:
+    """Ranks 0 to n - 1 on the hosts that there were, in shared memory; the sum of their numbers."""
+    script = tmp_path / "job.py"
+    script.write_text(PROGRAM)
+    size = sum(map(int, layout.split("+")))
+    code, output = run_job([script, how, tmp_path / "struck"], size, layout)
+    assert code == 0, output
+    if how in ("an error", "late"):
+        assert f"left: {size - 1}" in output
+        assert ("a worker started later raised" in output) == (how == "an error")
+        return
+    after = {"2": "2", "2+1": "0,2/1", "2+2": "0,3/1,2", "3+1": "0,1,3/2", "3": "3"}[layout]
+    total = float(sum(range(size)))
+    assert f"all: {size} {after} {total}" in output
