@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localsgd.averagers import ModelAverager
@@ -45,7 +46,7 @@ class Handing(Protocol):
 
 @runtime_checkable
 class Following(Protocol):
-    """What the others do behind every step, and so behind that after which a worker joins."""
+    """What the others ``hold`` behind every step, and so behind that after which a worker joins."""
 
     def after(self, step: int) -> object: ...
 
@@ -173,7 +174,7 @@ class Survival:
         self.welcome()
         for part in self._parts:
             if isinstance(part, Following):
-                part.after(self._averager.step)
+                self.hold(partial(part.after, self._averager.step))
 
     def _summon_missing(self) -> None:
         """On rank 0 starts workers in the place of those that are lost."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +124,58 @@ def test_who_joins_is_as_the_others_and_nothing_is_lost(
         np.testing.assert_allclose(one["flat"], flat, rtol=1e-12)
         assert one["flat"].tobytes() == found[0]["flat"].tobytes()
         assert repr(one["optim"]) == repr(state)
+
+
+PROGRAM = """
+import os, signal, sys, time
+import numpy as np
+import localsgd
+from localsgd import Arena, Checkpoints, DiLoCo, ShardSampler, Survival, every, optim
+
+folder, kill = sys.argv[1], int(sys.argv[2])
+comm = localsgd.world(deadline_s=20)
+me = comm.rank
+params = Arena({"w": np.zeros(1000, np.float32)}, comm)
+training = DiLoCo(optim.AdamW(params, lr=0.01), 4, comm=comm)
+sampler = ShardSampler(100_000, 10, seed=0, comm=comm)
+saves = Checkpoints(folder, {"training": training}, comm=comm, when=every(6), keep=2)
+saves.load()
+survival = Survival(training, sampler, saves)
+last, deadline = 0, time.monotonic() + 40
+for batch in sampler:
+    if not last and training.averager.step % 4 == 0:
+        sizes = survival.hold(lambda: comm.collect([comm.size, survival.lost]))
+        last = training.averager.step + 20 if sizes == [[4, kill]] * 4 else 0
+    if not survival.joined and me > 0 and me <= kill and training.averager.step == 4 * me + 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    params.grad["w"] += params["w"] - batch.mean() / 1e5
+    training.step()
+    survival.hold(lambda: saves.after(training.averager.step))
+    time.sleep(0.005)
+    if training.averager.step == last:
+        break
+    assert time.monotonic() < deadline
+training.flush()
+saves.close()
+digests = comm.collect([params["w"].tobytes().hex()[:64], training.averager.step, sampler.position])
+assert digests == digests[:1] * 4, digests
+if comm.rank == 0:
+    print("ended:", comm.size, comm.topology, survival.lost, training.averager.step, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("layout", "kill"), [("4", 1), ("2+2", 2), ("3+1", 2), ("1+1+1+1", 1)])
+def test_a_job_has_all_its_workers_again(tmp_path: Path, layout: str, kill: int) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(PROGRAM)
+    words = ["run", "--fault-tolerant", "--respawn", "-n", "4", "--layout", layout]
+    ended = subprocess.run(
+        [sys.executable, "-m", "localsgd.cli", *words, script, tmp_path / "saves", str(kill)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 0, output
+    assert "ended: 4 " in output and output.count("localsgd: lost ") == kill, output
