@@ -49,7 +49,7 @@ def trained(
     steps: int,
     lost: Callable[[int, int], bool],
     outside: Any = None,
-    made: Callable[..., tuple[Arena, PostLocalSGDOptimizer]] = made,
+    *parts: Any,
 ) -> dict[str, Any]:
     """Trains until all have taken ``steps`` steps with ``size`` workers there again.
 
@@ -57,7 +57,7 @@ def trained(
     """
     me = -1 if comm.joining else comm.rank
     arena, training = made(comm, outside)
-    survival = Survival(training)
+    survival = Survival(training, *parts)
     begun, last, deadline = training.averager.step, 0, time.monotonic() + LIMIT_S
     while not last or training.averager.step < last:
         step = training.averager.step + 1
@@ -124,6 +124,139 @@ def test_who_joins_is_as_the_others_and_nothing_is_lost(
         np.testing.assert_allclose(one["flat"], flat, rtol=1e-12)
         assert one["flat"].tobytes() == found[0]["flat"].tobytes()
         assert repr(one["optim"]) == repr(state)
+
+
+class Mortal:
+    """A part that ends who joins, once, when it comes to its groups."""
+
+    def __init__(self, comm: Communicator, ends: list[bool]) -> None:
+        self._comm, self._is_new, self._ends = comm, comm.joining, ends
+
+    def regroup(self) -> None:
+        if self._is_new and self._ends:
+            self._ends.pop()
+            raise KeyError("in the join")
+
+
+@pytest.mark.parametrize("hosts", ["2", "1+2", "2+2"])
+def test_a_worker_lost_as_it_joins_leaves_the_others_as_they_were(hosts: str) -> None:
+    """It has come so far that the anchor was dealt out anew; another joins in its place."""
+    ends = [True]
+    size = sum(map(int, hosts.split("+")))
+
+    def body(comm: Communicator) -> Any:
+        return trained(
+            comm, size, 12, lambda me, step: (me, step) == (1, 5), nesterov(), Mortal(comm, ends)
+        )
+
+    found = run_threads(size, body, hosts=hosts, fault_tolerant=True, respawn=True)
+    assert len(found) == size and not ends
+    flat, state = undisturbed(found[0]["step"], nesterov())
+    for one in found:
+        assert one["flat"].tobytes() == found[0]["flat"].tobytes() and one["size"] == size
+        assert one["lost"] == 1
+        np.testing.assert_allclose(one["flat"], flat, rtol=1e-12)
+        assert repr(one["optim"]) == repr(state)
+
+
+def test_a_worker_is_lost_as_another_joins() -> None:
+    """A rank that was there raises in the join: those that are left finish it, and replace it."""
+    ends = [True]
+
+    class Old(Mortal):
+        def regroup(self) -> None:
+            if not self._is_new and self._ends and self._comm.size > 2:
+                self._ends.pop()
+                raise KeyError("while another joins")
+
+    def body(comm: Communicator) -> Any:
+        part = Old(comm, ends if comm.rank == 2 else [])
+        return trained(comm, 3, 12, lambda me, step: (me, step) == (1, 5), nesterov(), part)
+
+    found = run_threads(3, body, fault_tolerant=True, respawn=True)
+    assert len(found) == 3 and not ends
+    flat, _ = undisturbed(found[0]["step"], nesterov())
+    for one in found:
+        assert one["lost"] == 2 and one["flat"].tobytes() == found[0]["flat"].tobytes()
+        np.testing.assert_allclose(one["flat"], flat, rtol=1e-12)
+
+
+def test_who_differs_is_refused_and_the_others_go_on() -> None:
+    """It is told what differs; after three such nobody else is started."""
+    said: list[str] = []
+
+    def body(comm: Communicator) -> int:
+        count = COUNT + comm.joining
+        arena = Arena({"x": np.zeros(count)}, comm)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), ModelAverager(every(2), comm))
+        me = comm.rank
+        if comm.joining:
+            with pytest.raises(MismatchError) as told:
+                Survival(training)
+            said.append(str(told.value))
+            raise KeyError
+        survival, deadline = Survival(training), time.monotonic() + LIMIT_S
+        while survival.hold(lambda: comm.collect(len(said)))[0] < 3:
+            if (me, training.averager.step) == (1, 5):
+                raise KeyError
+            training.step()
+            assert time.monotonic() < deadline
+        training.step()
+        return comm.size
+
+    assert run_threads(3, body, fault_tolerant=True, respawn=True) == [2, 2]
+    assert len(said) == 3
+    layout = (
+        "got parameter 0: 'x', shape (38,), float64, not parameter 0: 'x', shape (37,), float64"
+    )
+    assert all(layout in text for text in said), said
+
+
+def test_the_data_is_dealt_to_all_again() -> None:
+    """Every sample is dealt once, but for the turns that one missed between its loss and the round."""
+
+    def body(comm: Communicator) -> Any:
+        me = -1 if comm.joining else comm.rank
+        _, training = made(comm)
+        sampler = ShardSampler(3000, 2, seed=0, comm=comm)
+        survival = Survival(training, sampler)
+        seen = {}
+        for batch in sampler:
+            if (me, training.averager.step) == (1, 5):
+                raise KeyError
+            seen[training.averager.step] = batch.tolist(), comm.rank, comm.size
+            training.step()
+        return seen, survival.joined
+
+    found = run_threads(3, body, fault_tolerant=True, respawn=True)
+    assert [joined for _, joined in found] == [False, False, True]
+    first = min(found[2][0])
+    by_step = [[seen[step] for seen, _ in found if step in seen] for step in found[0][0]]
+    dealt = [sample for of_step in by_step for batch, _, _ in of_step for sample in batch]
+    # Six turns of one, of two samples each.
+    assert len(set(dealt)) == len(dealt) == 3000 - 12
+    for step, of_step in enumerate(by_step):
+        size = 3 if step < 5 or step >= first else 2
+        if step != 5 and step < len(by_step) - 1:
+            assert {size_then for _, _, size_then in of_step} == {size}
+            assert len(of_step) == (2 if step < first else 3)
+
+
+def test_workers_are_added_to_a_job_that_runs() -> None:
+    def body(comm: Communicator) -> Any:
+        arena, training = made(comm, nesterov())
+        survival, deadline = Survival(training), time.monotonic() + LIMIT_S
+        while survival.hold(lambda: comm.collect(comm.size)) != [4] * 4:
+            if training.averager.step == 4:
+                survival.grow(2)
+            training.step()
+            training.step()
+            assert time.monotonic() < deadline
+        return comm.rank, survival.lost, arena.flat.tobytes()
+
+    found = run_threads(2, body, fault_tolerant=True, respawn=True)
+    assert [one[:2] for one in found] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert len({one[2] for one in found}) == 1
 
 
 PROGRAM = """
