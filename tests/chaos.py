@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -66,10 +66,15 @@ def outcomes(seed: int, first: int) -> Iterator[Outcome]:
     """Of jobs without end; each depends on the seed and its number alone."""
     for number in itertools.count(first):
         rng = random.Random(f"{seed} {number}")
-        yield (damaged if number % 4 == 3 else lost)(rng)
+        yield (damaged, replaced, lost, lost)[number % 4](rng)
 
 
-def lost(rng: random.Random) -> Outcome:
+def replaced(rng: random.Random) -> Outcome:
+    """A job in which others take the place of those that are lost; one is lost as it joins."""
+    return lost(rng, respawn=True)
+
+
+def lost(rng: random.Random, *, respawn: bool = False) -> Outcome:
     """A job that goes on without workers; one of them has no room on the disk, perhaps."""
     layout = rng.choice(LAYOUTS)
     workers = list(range(size_of(layout)))
@@ -95,19 +100,29 @@ def lost(rng: random.Random) -> Outcome:
         kinds = ENDS_OF_A_THREAD if moment == "while saving" else ENDS
         kind = rng.choice([kind for kind in kinds if seen or kind != "stopped"])
         faults[victim] = {"step": step, "kind": kind, "moment": moment}
-    full_at = rng.choice([None, None, rng.randint(2, STEPS)])
+    full_at = None if respawn else rng.choice([None, None, rng.randint(2, STEPS)])
+    strikes = respawn and rng.random() < 0.5
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), layout)
         outcome = Outcome([f"{fault['kind']}, {fault['moment']}" for fault in faults.values()])
         outcome.faults += ["no room on the disk"] if full_at else []
-        outcome.violations += run.start(faults, full_at=full_at)
+        plan: dict[int | str, dict[str, Any]] = {**faults}
+        if strikes:
+            kind = rng.choice(["killed", "a bad address", "an error"])
+            plan["new"] = {"kind": kind, "moment": "in a recovery"}
+        outcome.violations += run.start(plan, full_at=full_at, respawn=respawn)
         reports = run.reports()
+        if strikes and (run.folder / "struck-new").exists():
+            outcome.faults.append(f"{kind}, in a join")
         # One that strikes in a recovery, or behind a checkpoint, may come too late for this job.
         missing = set(workers) - set(reports)
-        struck = {int(path.name.split("-")[1]) for path in run.folder.glob("struck-*")}
+        struck = {int(path.name.split("-")[1]) for path in run.folder.glob("struck-[0-9]*")}
         if missing != struck:
             outcome.violations.append(f"lost are {missing}, struck were {struck}")
-        outcome.violations += run.violations(reports)
+        steps = max((report["steps"] for report in reports.values()), default=0)
+        outcome.violations += run.violations(reports, max(steps, STEPS) if respawn else STEPS)
+        if respawn and len(reports) != len(workers):
+            outcome.violations.append(f"workers must be {len(workers)} again, got {len(reports)}")
         if full_at and not any(report["full"] for report in reports.values()):
             outcome.violations.append("a checkpoint without room was not noticed")
         outcome.recoveries_s = run.recoveries_s(reports, faults)
@@ -176,20 +191,24 @@ class Run:
 
     def start(
         self,
-        faults: dict[int, dict[str, Any]],
+        faults: Mapping[Any, dict[str, Any]],
         *,
         full_at: int | None = None,
         kill_after: int | None = None,
+        respawn: bool = False,
     ) -> list[str]:
         """Runs a job to its end; returns what was wrong with that.
 
         Args:
             full_at: after which step some have no room on the disk.
+            respawn: whether others are started, and it goes on until they are there.
             kill_after: kills the launcher once there is a checkpoint of at least two rounds.
         """
+        size = size_of(self.layout)
         plan = {"folder": str(self.folder), "steps": STEPS, "faults": faults, "full_at": full_at}
+        plan["workers"] = size if respawn else 0
         (self.folder / "plan.json").write_text(json.dumps(plan))
-        words = ["run", "--fault-tolerant", "-n", str(size_of(self.layout))]
+        words = ["run", "--fault-tolerant", *(["--respawn"] if respawn else []), "-n", str(size)]
         words += ["--layout", self.layout, str(JOB), str(self.folder / "plan.json")]
         output = self.folder / "output"
         with output.open("w") as out:
@@ -223,11 +242,11 @@ class Run:
         found = [json.loads(path.read_text()) for path in self.folder.glob("report-*")]
         return {report["number"]: report for report in found}
 
-    def violations(self, reports: dict[int, dict[str, Any]]) -> list[str]:
+    def violations(self, reports: dict[int, dict[str, Any]], steps: int = STEPS) -> list[str]:
         if not reports:
             return [f"nobody is left: {self.said()}"]
         found = []
-        for what, wanted in (("steps", STEPS), ("size", len(reports))):
+        for what, wanted in (("steps", steps), ("size", len(reports))):
             wrong = {n: r[what] for n, r in reports.items() if r[what] != wanted}
             if wrong:
                 found.append(f"{what} must be {wanted}, got {wrong}")

@@ -49,6 +49,7 @@ for _name, _value in OPEN_MPI.items():
 FAULT_TOLERANT = os.environ.get("LOCALSGD_FAULT_TOLERANT", "0") != "0"
 # Whether others are started in the place of those; ``localsgd run --respawn`` says so.
 RESPAWN = FAULT_TOLERANT and os.environ.get("LOCALSGD_RESPAWN", "0") != "0"
+_START_S = 120
 
 try:
     if FAULT_TOLERANT:
@@ -56,7 +57,15 @@ try:
 
         # A job that has lost processes cannot end MPI: Open MPI crashes there, or waits.
         mpi4py.rc.finalize = False
+    # One that is started later waits there for the rank that starts it, though that be lost; no
+    # thread of Python runs meanwhile.
+    _is_later = RESPAWN and not os.environ.get("PMIX_NAMESPACE", "@1").endswith("@1")
+    if _is_later:
+        signal.alarm(_START_S)
     from mpi4py import MPI
+
+    if _is_later:
+        signal.alarm(0)
 except (ImportError, RuntimeError) as error:
     raise RuntimeError(
         f"an MPI launcher started this process, but no MPI library loads: {error}. "

@@ -23,8 +23,8 @@ from ..errors import MismatchError, RankFailure
 
 _OFFER, _ANSWER, _FACTS, _DISMISSAL, _BRIDGE, _END = range(1, 7)
 _NAP_S, _LOOK_EVERY_S = 1e-3, 0.05
-# How long the end of a rank waits for a process that it is just starting.
-_START_S = 5.0
+# How long the end of a rank waits for a process that it is just starting, which would wait for it.
+_START_S = 60.0
 # As ``python`` has changed it since, perhaps.
 _FOLDER = os.getcwd()
 

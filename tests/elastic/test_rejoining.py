@@ -211,7 +211,7 @@ def test_who_differs_is_refused_and_the_others_go_on() -> None:
 
 
 def test_the_data_is_dealt_to_all_again() -> None:
-    """Every sample is dealt once, but for the turns that one missed between its loss and the round."""
+    """Every sample is dealt once, but for the turns that one missed from its loss to the round."""
 
     def body(comm: Communicator) -> Any:
         me = -1 if comm.joining else comm.rank
