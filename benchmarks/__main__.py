@@ -31,6 +31,7 @@ SCRIPTS = (
     "extra_memory",
     "checkpoint_stall",
     "recovery",
+    "rejoin",
     "relaunch",
     "idle_step",
     "inner",

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import get_args
 
 from .contract import Json, Reduction, Transport
-from .group import Group, Setting
+from .group import Group
+from .homes import Homes
 from .meeting import require_equal
+from .members import Setting
 from .memory import CannotMap, Regions, why_not_shared
 from .reduction import ReducingTransport
 from .topology import HostsLike, Topology
+from .varying import GrowingTransport, JoiningTransport
 from .waiting import Clock, Mail, OnLate, Patience, Strangers, Waiter
 
 
@@ -47,18 +50,26 @@ def connect(
     patience = Patience.of(deadline_s, on_late)
     waiter = Waiter(patience, Strangers(transport.rank, "no word yet", transport.check), clock)
     mail = Mail(transport, waiter)
-    answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
+    identity = _identity()
+    answers = mail.collect([identity, _asked(hosts, transport.size), reduction])
     require_equal([answer[2] for answer in answers], "reduction")
     topology = _settle(answers)
-    setting = Setting(patience, reduction, Regions(transport.rank), clock)
+    later = isinstance(transport, JoiningTransport) or (
+        isinstance(transport, GrowingTransport) and transport.growable
+    )
+    setting = Setting(
+        patience, reduction, Regions(transport.rank), clock, identity=identity, later=later
+    )
+    given = answers[0][1] is not None
+    homes = Homes.of(topology) if given else Homes(tuple(answer[0] for answer in answers), False)
     world = range(transport.size)
     try:
-        return Group(transport, topology, world, 0, setting)
+        return Group(transport, topology, world, 0, setting, homes)
     except CannotMap as error:
         if transport.rank == 0:
             print(f"localsgd: every rank counts as a host of its own: {error}", file=sys.stderr)
         alone = Topology.of([[rank] for rank in world])
-        return Group(transport, alone, world, 0, setting)
+        return Group(transport, alone, world, 0, setting, Homes.of(alone))
 
 
 def _asked(hosts: HostsLike | None, size: int) -> Json:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .changes import Change
 from .codecs import Codec, PlacedCodec
 from .topology import Topology
 
@@ -141,60 +142,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Gives back what the transport holds; it is not used afterwards."""
-
-
-@runtime_checkable
-class ShrinkingTransport(Transport, Protocol):
-    """One whose ranks may die."""
-
-    def end_when_stopped(self, patience_s: float) -> None:
-        """Sees to it that this rank dies when it is stopped for so long."""
-
-    def shrink(self, deadline_s: float) -> tuple[Transport, Sequence[int]]:
-        """The ranks that are left, and what numbers they have here. Collective among them.
-
-        Args:
-            deadline_s: how long to wait for those that are alive.
-
-        Raises:
-            RankFailure: if this job cannot go on without those that are lost.
-        """
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """What became of a group.
-
-    Attributes:
-        before: the layout that it had.
-        numbers: for every rank that is left the number that it had, rising.
-        memory_of: ``memory_of(buffer, number)`` is what the rank that had a number has where this
-            one has ``buffer``, on memory that was allocated together; though that rank be lost.
-            None if it was on another host.
-        begun: for every rank of this host that was lost the number of collectives (``begun`` of a
-            communicator) that it had begun.
-    """
-
-    before: Topology
-    numbers: tuple[int, ...]
-    memory_of: Callable[[Array, int], Array | None]
-    begun: Mapping[int, int]
-
-    def then(self, later: Shrunk, put_back: int) -> Shrunk:
-        """Both as one, where more were lost before the first was dealt with.
-
-        Args:
-            put_back: how many collectives the group between had begun when all had put back what
-                they had changed. Who was lost after more of them had begun none before.
-        """
-        numbers = tuple(self.numbers[rank] for rank in later.numbers)
-        intact = {self.numbers[rank]: 0 for rank, begun in later.begun.items() if begun > put_back}
-        return replace(self, numbers=numbers, begun={**self.begun, **intact})
-
-    @property
-    def lost(self) -> tuple[int, ...]:
-        """The numbers of those that are not there any more."""
-        return tuple(rank for rank in range(self.before.size) if rank not in self.numbers)
 
 
 class Communicator(Protocol):
@@ -370,7 +317,7 @@ class Communicator(Protocol):
         A rank that gives None belongs to none of them and gets ``NON_MEMBER``.
         """
 
-    def shrink(self, *, silent: Sequence[int] = ()) -> Shrunk:
+    def shrink(self, *, silent: Sequence[int] = ()) -> Change:
         """Goes on with the ranks that are left, after a RankFailure. Collective among them.
 
         Each calls it wherever it stands. The group stays the same object: its ranks are numbered
@@ -385,6 +332,59 @@ class Communicator(Protocol):
 
         Raises:
             RankFailure: if this job cannot go on without those that are lost.
+        """
+
+    @property
+    def growable(self) -> bool:
+        """Whether workers can be added to this group: that of all, in a job started for it."""
+
+    @property
+    def joining(self) -> bool:
+        """Whether this is the group of one of a worker that is to ``join`` others."""
+
+    @property
+    def summoned(self) -> int:
+        """How many workers this rank has started that may join yet; not collective."""
+
+    def summon(self, count: int) -> None:
+        """Starts more workers, which run the program from its top; returns at once.
+
+        To be called on rank 0. Not collective.
+        """
+
+    def grow(self, reason_against: Callable[[Json], str]) -> Change | None:
+        """Takes in one worker that rank 0 has started and that asks to join. Collective.
+
+        The group stays the same object: ranks keep their numbers and the new one comes behind.
+        Memory stays where it is, and is shared again by ``map_again``. Groups split from this one
+        are of no use any more.
+
+        Args:
+            reason_against: says on rank 0 why one that gives this offer cannot join; empty if it
+                can. It is told, and the others go on without it.
+
+        Returns:
+            What became of the group; None if nobody joins.
+
+        Raises:
+            RankFailure: if one is lost meanwhile, perhaps the new one: ``shrink`` then.
+        """
+
+    def join(self, offer: Json) -> Change:
+        """Becomes a rank of the group that has started this worker, when it next grows.
+
+        Args:
+            offer: what the others are to know before.
+
+        Raises:
+            MismatchError: if they refuse, with their reason.
+            RankFailure: if they are no more, or one is lost meanwhile: ``shrink`` then.
+        """
+
+    def map_again(self, buffer: Array) -> None:
+        """Shares a whole buffer of ``allocate`` with the ranks that this host has now.
+
+        Collective. Without it buffers from before the group grew are private memory.
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The communicator: every verb of the contract, over any transport.
+"""The communicator: every verb of the contract, over any transport; who is in it: ``members.py``.
 
 A collective opens by showing a header and comparing everyone's (``_enter``), so that a mismatch is
 an error on every rank before anything changes, and ends with a barrier on the host. Buffers in
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import operator
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -23,145 +21,29 @@ from .contract import (
     Communicator,
     Json,
     Op,
-    Reduction,
     Request,
-    ShrinkingTransport,
-    Shrunk,
     Traffic,
-    Transport,
     Update,
 )
-from .errors import RankFailure, require_length
+from .errors import require_length
 from .meeting import (
-    PAGE_BYTES,
-    Board,
-    Collective,
-    Entrance,
     Header,
-    News,
-    OwnErrors,
-    Progress,
-    Whereabouts,
     arguments,
     equality,
     header,
 )
-from .memory import CannotMap, Regions, share
+from .members import Members
+from .memory import CannotMap, share, share_again
 from .nonmember import NON_MEMBER
-from .reduction import Job, Reducer, Reductions
-from .topology import Topology
+from .reduction import Job
 from .waiting import (
     DIRECT,
     GATHERED,
-    Background,
-    Clock,
-    Mail,
-    Patience,
-    Strangers,
-    Waiter,
-    leave_at_exit,
 )
 
-_MORE_S = 5.0
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What a group and the groups split from it have in common.
-
-    Attributes:
-        patience: how long a rank waits for others.
-        regions: this rank's shared memory.
-        clock: seconds.
-        progress: what a rank shows in all groups; None before there is one.
-    """
-
-    patience: Patience
-    reduction: Reduction
-    regions: Regions
-    clock: Clock
-    progress: Progress | None = None
-
-
-class Group:
+class Group(Members):
     """A group of workers; made by ``bootstrap.connect`` and by ``split``."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        topology: Topology,
-        world_ranks: Sequence[int],
-        number: int,
-        setting: Setting,
-    ) -> None:
-        """Meets the other ranks; collective.
-
-        Args:
-            world_ranks: the number in the world of every rank of this group.
-            number: names the group; equal on all its ranks.
-
-        Raises:
-            CannotMap: on every rank, if ranks of one host cannot map each other's memory.
-        """
-        self._setting, self._number, self._shrinks = setting, number, 0
-        self._background, self._told, self._earlier = Background(), False, Traffic()
-        self._meet(transport, topology, world_ranks)
-        leave_at_exit(self)
-
-    def _meet(self, transport: Transport, topology: Topology, world_ranks: Sequence[int]) -> None:
-        """Makes everything by which these ranks meet; collective."""
-        setting = self._setting
-        self.rank, self.size, self.topology = transport.rank, transport.size, topology
-        self._transport = transport
-        ranks = topology.neighbours(self.rank)
-        self._neighbours = tuple(world_ranks[rank] for rank in ranks)
-        self._world_ranks = tuple(world_ranks)
-        strangers = Strangers(self.rank, "not joined", transport.check)
-        joining = Waiter(setting.patience, strangers, setting.clock)
-        pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
-        self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
-        progress = setting.progress or Progress(
-            dict(zip(self._neighbours, pages.blocks, strict=True)), world_ranks[self.rank]
-        )
-        self._setting, self.progress = replace(setting, progress=progress), progress.steps
-        news = News(transport)
-        whereabouts = Whereabouts(
-            self._board,
-            news,
-            progress,
-            transport,
-            topology,
-            self._number,
-            world_ranks,
-            setting.clock,
-        )
-        self._waiter = Waiter(setting.patience, whereabouts, setting.clock)
-        self._whereabouts = whereabouts
-        self._mail = Mail(transport, self._waiter)
-        self._entrance = Entrance(
-            self._board, self._mail, news, whereabouts, self._waiter, topology, self.rank
-        )
-        self._reducer = Reducer(
-            self._mail,
-            self._board,
-            self._entrance,
-            topology,
-            self.rank,
-            setting.regions,
-            self._neighbours,
-            self._tell_of_private_memory,
-        )
-        self._one_host = len(topology.hosts) == 1
-        if not self._one_host and isinstance(transport, ShrinkingTransport):
-            transport.end_when_stopped(setting.patience.fail_after_s(0.0))
-        self._collective = Collective(
-            self._background, self._entrance, self._board.moments, setting.clock
-        )
-        self._own_errors = OwnErrors(self._entrance)
-        native = transport if setting.reduction == "native" else None
-        self._reductions = Reductions(
-            self._entrance, self._reducer, self._own_errors, self.size, self.shard, native
-        )
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
@@ -172,11 +54,6 @@ class Group:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a communicator is tied to running processes and cannot be pickled")
-
-    @property
-    def closed(self) -> bool:
-        """Whether ``close`` was called on this rank, or this process was forked from it."""
-        return self._collective.closed
 
     @property
     def traffic(self) -> Traffic:
@@ -202,15 +79,38 @@ class Group:
                 count = arguments.length(count, kind)
             self._entrance.enter(Header("allocate", dtype=kind, elements=count))
             try:
-                shared = share(self._mail, self.topology, self.rank, count * kind.itemsize)
+                shared = share(
+                    self._mail,
+                    self.topology,
+                    self.rank,
+                    count * kind.itemsize,
+                    later=self._setting.later,
+                )
             except CannotMap as error:
                 self._tell_of_private_memory(error)
                 return np.zeros(count, kind)
             others = dict(zip(self._neighbours, shared.blocks, strict=True))
             del others[self._world_ranks[self.rank]]
             number = header.digest(self._number, self._entrance.sequence)
-            self._setting.regions.add(shared.own, number, others)
+            self._setting.regions.add(shared.own, number, others, shared.place)
             return shared.own.view(kind)
+
+    def map_again(self, buffer: Array) -> None:
+        with self._collective:
+            with self._own_errors:
+                arguments.buffer("buffer", buffer)
+            self._entrance.enter(Header("map_again", dtype=buffer.dtype, elements=buffer.size))
+            regions = self._setting.regions
+            region = regions.holding(buffer)
+            place = None if region is None else region.place
+            try:
+                blocks = share_again(self._mail, self.topology, self.rank, place)
+            except CannotMap as error:
+                self._tell_of_private_memory(error)
+                return
+            others = {self._world_ranks[rank]: block for rank, block in blocks.items()}
+            number = header.digest(self._number, self._entrance.sequence)
+            regions.renew(buffer, number, others)
 
     def shard(self, count: int) -> slice:
         arguments.whole_number("count", count, at_least=0)
@@ -338,75 +238,3 @@ class Group:
                 header.digest(self._number, self._entrance.sequence, color),
                 self._setting,
             )
-
-    def shrink(self, *, silent: Sequence[int] = ()) -> Shrunk:
-        self._collective.require_open()
-        # Who comes to wait for this rank is to come here instead.
-        self._entrance.fail(RankFailure("this rank goes on without those that are lost", []))
-        for rank in silent:
-            self._board.kill(rank)
-        deadline_s = self._waiter.deadline_s
-        self._end_silent(deadline_s)
-        self._background.drain()
-        if not isinstance(self._transport, ShrinkingTransport):
-            raise RankFailure(f"{self!r} cannot go on without those that are lost", [])
-        before, world_ranks, traffic = self.topology, self._world_ranks, self.traffic
-        # Neighbours of other hosts may be waiting there for silent ones.
-        transport, numbers = self._transport.shrink(2 * deadline_s + _MORE_S)
-        begun = {r: self._board.begun(r) for r in self._board.ranks if r not in numbers}
-        self._earlier, self._shrinks = traffic, self._shrinks + 1
-        self._number = header.digest(self._number, "shrunk", self._shrinks)
-        self._meet(transport, before.restrict(numbers), [world_ranks[rank] for rank in numbers])
-        regions, here = self._setting.regions, world_ranks[numbers[self.rank]]
-
-        def memory_of(buffer: Array, number: int) -> Array | None:
-            theirs = world_ranks[number]
-            region = regions.find(buffer, [theirs])
-            if theirs == here:
-                return buffer
-            return None if region is None else region.views(buffer, [theirs])[0]
-
-        return Shrunk(before, tuple(numbers), memory_of, begun)
-
-    def _end_silent(self, deadline_s: float) -> None:
-        """Returns once the neighbours have given up, too; kills those that do not."""
-        words = "they have not given up what they do"
-        neighbours = Strangers(self.rank, words, lambda _: self._board.beat())
-        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock)
-        try:
-            waiter.until(lambda: not self._board.going_on(), self._board.going_on)
-        except RankFailure as error:
-            for rank in error.ranks:
-                self._board.kill(rank)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._background.drain()
-            self._background.close()
-            self._collective.closed = True
-            self.leave()
-            self._transport.close()
-
-    def leave(self) -> None:
-        """Tells the other ranks that this one takes part no more."""
-        self._entrance.leave()
-
-    def check(self) -> None:
-        """Raises RankFailure if another rank has failed."""
-        if not self.closed:
-            self._whereabouts.check([rank for rank in range(self.size) if rank != self.rank])
-
-    def fail(self, error: BaseException) -> None:
-        """Tells the other ranks that this one ends of an error."""
-        self._entrance.fail(error)
-
-    def disown(self) -> None:
-        """Makes this copy, in a process that was forked from the rank's, unusable."""
-        self._collective.closed, self.progress = True, NON_MEMBER.progress
-        self._collective.forked_from = f"rank {self.rank} of {self.size}"
-
-    def _tell_of_private_memory(self, reason: Exception) -> None:
-        if self.rank == 0 and not self._told:
-            self._told = True
-            words = "memory is not shared, and averages of it take longer"
-            print(f"localsgd: {words}: {reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ from .contract import Reduction, Transport
 from .group import Group
 from .topology import HostsLike
 from .transports import SoloTransport, current_group
+from .varying import JoiningTransport
 from .waiting import OnLate, Patience, launcher, started_by_rank, take_rank
 
 _WORLDS: dict[tuple[object, ...], Group] = {}
@@ -25,7 +26,8 @@ def world(
 
     Under ``mpirun`` or ``localsgd run`` these are the MPI processes (the first call starts MPI);
     in a worker of ``run_threads`` its group; else a group of one, as in any process that a rank
-    has forked or started.
+    has forked or started. One that was started to join others (``--respawn``) is alone until it
+    does.
 
     Args:
         hosts: which ranks count as sharing a host: ``"2+1"`` (ranks per host), ``"0,2/1,3"``
@@ -51,9 +53,11 @@ def world(
         hosts = os.environ.get("LOCALSGD_HOSTS") or None
     key = (str(hosts), reduction, deadline_s, on_late)
     if key not in _WORLDS or _WORLDS[key].closed:
+        transport = _transport(Patience.of(deadline_s, on_late))
         _WORLDS[key] = connect(
-            _transport(Patience.of(deadline_s, on_late)),
-            hosts=hosts,
+            transport,
+            # Where it is to be, the others say that it joins.
+            hosts=None if isinstance(transport, JoiningTransport) else hosts,
             reduction=reduction,
             deadline_s=deadline_s,
             on_late=on_late,

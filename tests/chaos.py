@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -68,10 +68,15 @@ def outcomes(seed: int, first: int, averagers: Sequence[str]) -> Iterator[Outcom
     for number in itertools.count(first):
         rng = random.Random(f"{seed} {number}")
         averager = rng.choice(averagers)
-        yield (damaged if number % 4 == 3 else lost)(rng, averager)
+        yield (damaged, replaced, lost, lost)[number % 4](rng, averager)
 
 
-def lost(rng: random.Random, averager: str) -> Outcome:
+def replaced(rng: random.Random, averager: str = "plain") -> Outcome:
+    """A job in which others take the place of those that are lost; one is lost as it joins."""
+    return lost(rng, "plain", respawn=True)
+
+
+def lost(rng: random.Random, averager: str, *, respawn: bool = False) -> Outcome:
     """A job that goes on without workers; one of them has no room on the disk, perhaps."""
     layout = rng.choice(LAYOUTS)
     workers = list(range(size_of(layout)))
@@ -93,24 +98,34 @@ def lost(rng: random.Random, averager: str) -> Outcome:
         kind = rng.choice(ENDS_OF_A_THREAD if moment == "while saving" else ENDS)
         faults[victim] = {"step": step, "kind": kind, "moment": moment}
     full = None
-    if rng.random() < 1 / 3:
+    if not respawn and rng.random() < 1 / 3:
         # One of those without room is there to the end.
         left = rng.choice([worker for worker in workers if worker not in victims])
         full = {"step": rng.randint(2, STEPS), "workers": [left, *victims[1:]]}
+    strikes = respawn and rng.random() < 0.5
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), layout, averager)
         outcome = Outcome(
             averager, [f"{fault['kind']}, {fault['moment']}" for fault in faults.values()]
         )
         outcome.faults += ["no room on the disk"] if full else []
-        outcome.violations += run.start(faults, full=full)
+        plan: dict[int | str, dict[str, Any]] = {**faults}
+        if strikes:
+            kind = rng.choice(["killed", "a bad address", "an error"])
+            plan["new"] = {"kind": kind, "moment": "in a recovery"}
+        outcome.violations += run.start(plan, full=full, respawn=respawn)
         reports = run.reports()
+        if strikes and (run.folder / "struck-new").exists():
+            outcome.faults.append(f"{kind}, in a join")
         # One that strikes in a recovery, or behind a checkpoint, may come too late for this job.
         missing = set(workers) - set(reports)
-        struck = {int(path.name.split("-")[1]) for path in run.folder.glob("struck-*")}
+        struck = {int(path.name.split("-")[1]) for path in run.folder.glob("struck-[0-9]*")}
         if missing != struck:
             outcome.violations.append(f"lost are {missing}, struck were {struck}")
-        outcome.violations += run.violations(reports)
+        steps = max((report["steps"] for report in reports.values()), default=0)
+        outcome.violations += run.violations(reports, max(steps, STEPS) if respawn else STEPS)
+        if respawn and len(reports) != len(workers):
+            outcome.violations.append(f"workers must be {len(workers)} again, got {len(reports)}")
         if full and not any(report["full"] for report in reports.values()):
             outcome.violations.append("a checkpoint without room was not noticed")
         outcome.recoveries_s = run.recoveries_s(reports, faults)
@@ -179,26 +194,30 @@ class Run:
 
     def start(
         self,
-        faults: dict[int, dict[str, Any]],
+        faults: Mapping[Any, dict[str, Any]],
         *,
         full: dict[str, Any] | None = None,
         kill_after: int | None = None,
+        respawn: bool = False,
     ) -> list[str]:
         """Runs a job to its end; returns what was wrong with that.
 
         Args:
             full: after which step which workers have no room on the disk.
+            respawn: whether others are started, and it goes on until they are there.
             kill_after: kills the launcher once there is a checkpoint of at least two rounds.
         """
+        size = size_of(self.layout)
         plan = {
             "folder": str(self.folder),
             "averager": self.averager,
             "steps": STEPS,
             "faults": faults,
             "full": full,
+            "workers": size if respawn else 0,
         }
         (self.folder / "plan.json").write_text(json.dumps(plan))
-        words = ["run", "--fault-tolerant", "-n", str(size_of(self.layout))]
+        words = ["run", "--fault-tolerant", *(["--respawn"] if respawn else []), "-n", str(size)]
         words += ["--layout", self.layout, str(JOB), str(self.folder / "plan.json")]
         output = self.folder / "output"
         with output.open("w") as out:
@@ -232,11 +251,11 @@ class Run:
         found = [json.loads(path.read_text()) for path in self.folder.glob("report-*")]
         return {report["number"]: report for report in found}
 
-    def violations(self, reports: dict[int, dict[str, Any]]) -> list[str]:
+    def violations(self, reports: dict[int, dict[str, Any]], steps: int = STEPS) -> list[str]:
         if not reports:
             return [f"nobody is left: {self.said()}"]
         found = []
-        for what, wanted in (("steps", STEPS), ("size", len(reports))):
+        for what, wanted in (("steps", steps), ("size", len(reports))):
             wrong = {n: r[what] for n, r in reports.items() if r[what] != wanted}
             if wrong:
                 found.append(f"{what} must be {wanted}, got {wrong}")

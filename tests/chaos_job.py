@@ -80,7 +80,14 @@ class Fate:
     def meet(self, moment: str) -> None:
         if not self.armed or moment != self.moment:
             return
-        (self.folder / f"struck-{self.number}").write_text(repr(time.time()))
+        if self.number >= 1000:
+            # One of them alone.
+            try:
+                (self.folder / "struck-new").touch(exist_ok=False)
+            except FileExistsError:
+                return
+        else:
+            (self.folder / f"struck-{self.number}").write_text(repr(time.time()))
         sys.stdout.flush()
         match self.kind:
             case "killed":
@@ -153,9 +160,12 @@ def fails_to_save(saves: Checkpoints, step: int, is_full: bool) -> bool:
 
 
 def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
-    number, folder = comm.rank, Path(plan["folder"])
-    mine = plan["faults"].get(str(number), {})
+    folder, workers = Path(plan["folder"]), plan.get("workers", 0)
+    # Workers that are started later have numbers of their own, and may be struck as they join.
+    number = 1000 + os.getpid() if comm.joining else comm.rank
+    mine = plan["faults"].get("new" if comm.joining else str(number), {})
     fate = Fate(folder, number, **mine)
+    fate.armed = comm.joining
     arena = Arena({"w": np.full(COUNT, 5.0, np.float32), "b": np.ones(7)[:3].astype("f4")}, comm)
     averager = averager_of(plan["averager"], comm, fate)
     training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1, momentum=0.5), averager)
@@ -164,10 +174,10 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     parts = {"params": arena, "training": training, "sampler": sampler, "noise": noise}
     saves = Checkpoints(folder / "saves", parts, comm, when=every(4), keep=2)
     survival = Survival(training, sampler, saves, fate)
-    start = step = saves.load() or 0
+    start = step = averager.step if survival.joined else saves.load() or 0
     losses, full, room = [], False, plan["full"]
     batches = iter(sampler)
-    while step < plan["steps"]:
+    while step < plan["steps"] or comm.size < workers:
         batch = next(batches, None)
         if batch is None:
             batches = iter(sampler)
@@ -195,7 +205,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         "size": comm.size,
         "lost": survival.lost,
         "full": full,
-        "losses": [losses[0], losses[-1]],
+        "losses": [losses[0], losses[-1]] if losses else [1.0, 0.0],
         "rounds": fate.rounds,
         "digest": hashlib.sha256(arena.flat).hexdigest(),
     }

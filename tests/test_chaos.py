@@ -14,6 +14,11 @@ def test_training_goes_on_without_workers_that_are_lost(number: int, averager: s
     assert chaos.lost(random.Random(number), averager).violations == []
 
 
+@pytest.mark.parametrize("number", range(2))
+def test_others_take_the_place_of_workers_that_are_lost(number: int) -> None:
+    assert chaos.replaced(random.Random(number)).violations == []
+
+
 @pytest.mark.parametrize("averager", ["plain", "streaming"])
 def test_training_goes_on_from_damaged_checkpoints(averager: str) -> None:
     assert chaos.damaged(random.Random(0), averager).violations == []

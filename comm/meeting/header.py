@@ -28,6 +28,7 @@ VERBS = (
     "barrier",
     "collect",
     "split",
+    "map_again",
 )
 INVALID = "an error of its own"
 _VERB_NUMBERS = {verb: number for number, verb in enumerate(VERBS)}
@@ -155,7 +156,7 @@ def describe(packed: bytes, detail: str = "") -> str:
         words.append(f"with op {OPS[op]!r}")
     if VERBS[verb] == "broadcast":
         words.append(f"from root {root}")
-    if dtype >= 0 and VERBS[verb] != "allocate":
+    if dtype >= 0 and VERBS[verb] not in ("allocate", "map_again"):
         words.append(
             f"in allocation {region:x} at byte {offset}" if region else "in private memory"
         )

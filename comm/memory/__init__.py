@@ -2,7 +2,7 @@
 
 from .memfd import Bytes, available_bytes, why_not_shared
 from .regions import Regions
-from .sharing import CannotMap, share
+from .sharing import CannotMap, share, share_again
 
 __all__ = [
     "Bytes",
@@ -10,5 +10,6 @@ __all__ = [
     "Regions",
     "available_bytes",
     "share",
+    "share_again",
     "why_not_shared",
 ]

@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MismatchError, name_ranks
 from ..topology import Topology
 from ..waiting import Mail
-from .memfd import Bytes, create_block, open_block, require_memory
+from .memfd import Address, Bytes, create_block, open_block, require_memory
 
 # Neighbours' memory begins at different places of a page. A cache keeps lines whose addresses are
 # equal up to a page in one small set, and a pass that reads the same element of more ranks than
 # that has room for would find none of them again: at 16 ranks it took half as long again.
 _STEP_BYTES, _STEPS = 256, 16
+
+
+class Place(NamedTuple):
+    """Where the memory of a rank lies.
+
+    Attributes:
+        address: of its block.
+        nth: tells where in the block it begins.
+        nbytes: its size.
+    """
+
+    address: Address
+    nth: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -26,19 +41,24 @@ class Shared:
     Attributes:
         blocks: the memory of every rank of this host, by rank, this rank's own among them.
         pids: their processes.
+        place: where others find this rank's own; None if nobody can.
     """
 
     own: Bytes
     blocks: tuple[Bytes, ...]
     pids: tuple[int, ...]
+    place: Place | None = None
 
 
 class CannotMap(MismatchError):
     """Ranks that were taken to share a host cannot map each other's memory."""
 
 
-def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
+def share(mail: Mail, topology: Topology, rank: int, nbytes: int, *, later: bool = False) -> Shared:
     """A zeroed block of ``nbytes`` bytes at every rank of the group; collective.
+
+    Args:
+        later: whether others can map it later (``share_again``), though nobody does now.
 
     Raises:
         MemoryError: on every rank, if one host has too little memory.
@@ -50,7 +70,7 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
     address, own = (os.getpid(), -1), np.zeros(0, np.uint8)
     try:
         require_memory(nbytes * len(ranks))
-        if alone:
+        if alone and not later:
             own = np.zeros(nbytes, np.uint8)
         else:
             own, address = create_block(nbytes + _STEP_BYTES * _STEPS)
@@ -62,8 +82,9 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
     answers = mail.collect([lacking, problem, *address])
     _raise_if_any(MemoryError, [answer[0] for answer in answers])
     _raise_if_any(CannotMap, [answer[1] for answer in answers])
+    place = None if address[1] < 0 else Place(address, ranks.index(rank), nbytes)
     if alone:
-        return Shared(own, (own,), (os.getpid(),))
+        return Shared(own, (own,), (os.getpid(),), place)
     pids = [int(answers[r][2]) for r in ranks]
     blocks: list[Bytes] = []
     try:
@@ -77,7 +98,31 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int) -> Shared:
     except OSError as error:
         problem = f"cannot map the memory of rank {neighbour}: {error}"
     _raise_if_any(CannotMap, mail.collect(problem))
-    return Shared(own, tuple(blocks), tuple(pids))
+    return Shared(own, tuple(blocks), tuple(pids), place)
+
+
+def share_again(mail: Mail, topology: Topology, rank: int, place: Place | None) -> dict[int, Bytes]:
+    """The blocks of this host's other ranks, where each has one of ``share``; collective.
+
+    Raises:
+        CannotMap: on every rank, if one cannot map a neighbour's, or has none.
+    """
+    found: dict[int, Bytes] = {}
+    problem = "" if place is not None else "its memory is private"
+    mine = [*place.address, place.nth, place.nbytes] if place is not None else None
+    answers = mail.collect(mine)
+    for neighbour in topology.neighbours(rank):
+        if neighbour == rank or answers[neighbour] is None or problem:
+            continue
+        pid, fd, index, nbytes = map(int, answers[neighbour])
+        try:
+            block = open_block((pid, fd), nbytes + _STEP_BYTES * _STEPS)
+        except OSError as error:
+            problem = f"cannot map the memory of rank {neighbour}: {error}"
+            break
+        found[neighbour] = block[_place(index, nbytes)]
+    _raise_if_any(CannotMap, mail.collect(problem))
+    return found
 
 
 def _place(index: int, nbytes: int) -> slice:

@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 
-from ..contract import RECORD_BYTES, Array, Arrival, Op, Pending
+from ..contract import RECORD_BYTES, Array, Arrival, Json, Op, Pending
 from ..errors import MismatchError, RankFailure, require_length
 from ..waiting import (
     Mail,
@@ -36,6 +36,11 @@ from . import warden
 from .last_words import let_be_read
 from .settings import OPEN_MPI, find_program, names_in_files
 
+if TYPE_CHECKING:
+    from .replacing import Summons, Waiting
+
+T = TypeVar("T")
+
 _in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
 for _name, _value in OPEN_MPI.items():
     if _name not in _in_files:
@@ -43,6 +48,9 @@ for _name, _value in OPEN_MPI.items():
 
 # Whether the job goes on when a process dies; ``localsgd run --fault-tolerant`` says so.
 FAULT_TOLERANT = os.environ.get("LOCALSGD_FAULT_TOLERANT", "0") != "0"
+# Whether others are started in the place of those; ``localsgd run --respawn`` says so.
+RESPAWN = FAULT_TOLERANT and os.environ.get("LOCALSGD_RESPAWN", "0") != "0"
+_START_S = 120
 
 try:
     if FAULT_TOLERANT:
@@ -50,7 +58,15 @@ try:
 
         # A job that has lost processes cannot end MPI: Open MPI crashes there, or waits.
         mpi4py.rc.finalize = False
+    # One that is started later waits there for the rank that starts it, though that be lost; no
+    # thread of Python runs meanwhile.
+    _is_later = RESPAWN and not os.environ.get("PMIX_NAMESPACE", "@1").endswith("@1")
+    if _is_later:
+        signal.alarm(_START_S)
     from mpi4py import MPI
+
+    if _is_later:
+        signal.alarm(0)
 except (ImportError, RuntimeError) as error:
     raise RuntimeError(
         f"an MPI launcher started this process, but no MPI library loads: {error}. "
@@ -69,6 +85,10 @@ _ANNOUNCED: list[MPI.Request] = []
 _LOST_CLASSES = {
     *(MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, MPI.ERR_IN_STATUS),
 }
+# What this process has started, once it has.
+_SUMMONS: list[Summons] = []
+# The way by which this process joins others, if it was started for it.
+_WAITING: list[Waiting] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -110,6 +130,7 @@ class MpiTransport:
         self._comm, self._ranks, self._numbers = comm, tuple(ranks), numbers
         self._waiter, self._number = waiter, number
         numbers.news[number] = []
+        self._has_joined = False
         self.rank, self.size = self._ranks.index(comm.Get_rank()), len(self._ranks)
         # Used again from the start after so many that the early groups have been left.
         different = (comm.Get_attr(MPI.TAG_UB) or 32_767) // _TAGS_PER_GROUP
@@ -117,8 +138,18 @@ class MpiTransport:
 
     @classmethod
     def world(cls, patience: Patience) -> MpiTransport:
-        """All processes of the job, in a communicator that nobody else uses."""
-        _end_the_job_on_errors()
+        """All processes of the job, in a communicator that nobody else uses.
+
+        One that was started to join others is alone at first.
+        """
+        parent = MPI.Comm.Get_parent()
+        is_new = RESPAWN and parent != MPI.COMM_NULL
+        _end_the_job_on_errors(is_new=is_new)
+        if is_new and not _ALL:
+            from .replacing import Waiting
+
+            _Ending.has_lost = True
+            _WAITING.append(Waiting(MPI.Intercomm(parent), _vanish))
         strangers = Strangers(MPI.COMM_WORLD.Get_rank(), "no word yet", lambda _: None)
         waiter = Waiter(patience, strangers)
         if not _ALL:
@@ -127,6 +158,8 @@ class MpiTransport:
             waiter.until(request.Test, lambda: others)
             _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers(), waiter))
             _end_together()
+        if is_new and not _ALL[0]._has_joined:
+            return NewMpiTransport(_ALL[0]._comm, range(1), 0, _ALL[0]._numbers, waiter)
         everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
         assert everyone is not None
         return everyone
@@ -135,21 +168,29 @@ class MpiTransport:
         if FAULT_TOLERANT:
             warden.watch(patience_s)
 
-    def _shrunk(self, deadline_s: float) -> MPI.Intracomm:
-        """A communicator of the processes that are alive, all of which must call this.
+    def _within(self, deadline_s: float, work: Callable[[], T]) -> T:
+        """What some work of all processes that are alive gives, all of which must call this.
 
         Raises:
             RankFailure: if one of them does not, until the deadline.
         """
-        found: list[MPI.Comm] = []
+        found: list[T] = []
+        raised: list[MPI.Exception] = []
+
+        def run() -> None:
+            try:
+                found.append(work())
+            except MPI.Exception as error:
+                raised.append(error)
+
         # It cannot be asked whether it is done: Open MPI's has no form that returns at once.
-        shrinking = threading.Thread(target=lambda: found.append(self._comm.Shrink()), daemon=True)
-        shrinking.start()
+        working = threading.Thread(target=run, daemon=True)
+        working.start()
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             strangers = Strangers(self.rank, "one of them does not come", lambda _: None)
             waiter = Waiter(Patience(deadline_s), strangers)
-            waiter.until(lambda: not shrinking.is_alive(), lambda: others)
+            waiter.until(lambda: not working.is_alive(), lambda: others)
         except RankFailure as error:
             _Ending.cannot_go_on = True
             raise RankFailure(
@@ -157,7 +198,9 @@ class MpiTransport:
                 f"nobody on its host can end it: {error}",
                 others,
             ) from None
-        return MPI.Intracomm(found[0])
+        if raised:
+            raise raised[0]
+        return found[0]
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
         request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
@@ -236,17 +279,74 @@ class MpiTransport:
             )
         if self.size < self._comm.Get_size():
             raise RankFailure("the group of all workers alone can go on without lost ranks", [])
-        comm = self._shrunk(deadline_s)
+        comm = MPI.Intracomm(self._within(deadline_s, self._comm.Shrink))
         old = self._comm.Get_group()
         numbers = [int(rank) for rank in comm.Get_group().Translate_ranks(None, old)]
         if len(numbers) < self.size:
-            _Ending.has_lost = True
-            # What was announced to a process that died is never taken.
-            _GIVEN_UP.extend(_ANNOUNCED)
-            _ANNOUNCED.clear()
+            self._forget_announced()
+        return self._of_changed(comm), numbers
+
+    def _of_changed(self, comm: MPI.Intracomm) -> MpiTransport:
         made = MpiTransport(comm, range(comm.Get_size()), 0, _Numbers(), self._waiter)
         _ALL[0] = made
-        return made, numbers
+        return made
+
+    @property
+    def growable(self) -> bool:
+        return RESPAWN and self.size == self._comm.Get_size()
+
+    @property
+    def summoned(self) -> int:
+        return _SUMMONS[0].expected if _SUMMONS else 0
+
+    def summon(self, count: int) -> None:
+        if not _SUMMONS:
+            from .replacing import Summons
+
+            _SUMMONS.append(Summons())
+        _SUMMONS[0].start(count)
+
+    def offers(self) -> Sequence[tuple[Json, Json]]:
+        return _SUMMONS[0].offers() if _SUMMONS else ()
+
+    def refuse(self, ticket: Json, reason: str) -> None:
+        _SUMMONS[0].answer(ticket, reason)
+
+    def admit(self, ticket: Json, facts: Json, deadline_s: float) -> MpiTransport:
+        from .replacing import joined
+
+        def enlarged() -> MPI.Intracomm | None:
+            """That of all and the new one, or None on every rank."""
+            found: MPI.Intracomm | None = None
+            try:
+                bridge = MPI.Intracomm(MPI.COMM_NULL)
+                if self.rank == 0:
+                    _SUMMONS[0].answer(ticket, "")
+                    bridge = _SUMMONS[0].bridge(ticket)
+                found = joined(self._comm, bridge, 1)
+            except MPI.Exception:
+                # The others are waiting within it.
+                self._comm.Revoke()
+            try:
+                # The same on all ranks, whoever dies meanwhile.
+                return found if self._comm.Agree(int(found is not None)) else None
+            except MPI.Exception:
+                return None
+
+        comm = self._within(deadline_s, enlarged)
+        if comm is None:
+            raise RankFailure("the worker that was to join has died, or another", [])
+        if self.rank == 0:
+            _SUMMONS[0].admit(ticket, facts)
+        self._forget_announced()
+        return self._of_changed(comm)
+
+    @staticmethod
+    def _forget_announced() -> None:
+        """Gives up what was announced to processes that never take it."""
+        _Ending.has_lost = True
+        _GIVEN_UP.extend(_ANNOUNCED)
+        _ANNOUNCED.clear()
 
     def close(self) -> None:
         """Keeps the communicator, which other groups use."""
@@ -266,6 +366,20 @@ class MpiTransport:
 
 # The transport of all processes, once there is one.
 _ALL: list[MpiTransport] = []
+
+
+class NewMpiTransport(MpiTransport):
+    """A process alone, which has been started to join others."""
+
+    @property
+    def growable(self) -> bool:
+        return False
+
+    def join(self, offer: Json) -> tuple[MpiTransport, Json]:
+        comm, facts = _WAITING[0].join(offer)
+        made = self._of_changed(comm)
+        made._has_joined = True
+        return made, facts
 
 
 class _Message:
@@ -332,6 +446,10 @@ def _end_together() -> None:
             return
         leave_all()
         warden.leave()
+        for summons in _SUMMONS:
+            summons.dismiss()
+        for waiting in _WAITING:
+            waiting.end()
         try:
             wait_for_all()
         except RankFailure:
@@ -393,9 +511,10 @@ class _Earlier:
     hook = sys.__excepthook__
 
 
-def _end_the_job_on_errors() -> None:
+def _end_the_job_on_errors(*, is_new: bool) -> None:
     """Makes an error that nobody catches on one rank end all ranks."""
-    if MPI.COMM_WORLD.Get_size() == 1 or sys.excepthook is _report_and_abort:
+    is_alone = MPI.COMM_WORLD.Get_size() == 1 and not (is_new or RESPAWN)
+    if is_alone or sys.excepthook is _report_and_abort:
         return
     _Earlier.process, _Earlier.hook = os.getpid(), sys.excepthook
     sys.excepthook = _report_and_abort
@@ -410,11 +529,14 @@ def _report_and_abort(
         return
     lines = traceback.format_exception(kind, error, trace)
     # In one piece, or what others say comes in between.
-    print(f"rank {MPI.COMM_WORLD.Get_rank()} raised:\n{''.join(lines)}", file=sys.stderr)
+    who = "a worker started later" if _WAITING else f"rank {MPI.COMM_WORLD.Get_rank()}"
+    print(f"{who} raised:\n{''.join(lines)}", file=sys.stderr)
     let_be_read(sys.stdout)
     let_be_read(sys.stderr)
     # Whoever finds that this rank is gone before the job has ended knows why.
     fail_all(error)
+    for waiting in _WAITING:
+        waiting.end()
     if FAULT_TOLERANT and not _Ending.cannot_go_on:
         _vanish()
     else:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ..bootstrap import connect
-from ..contract import Array, Arrival, Pending
+from ..contract import Array, Arrival, Json, Pending
 from ..errors import RankFailure, name_ranks, require_length
 from ..group import Group
 from ..topology import HostsLike
 from ..waiting import OnLate
+from .office import Key, Office
+from .solo import SoloTransport
 
 Result = TypeVar("Result")
-_Key = tuple[tuple[int, ...], int, int, int]
 
 _CURRENT = threading.local()
-_LOOK_AGAIN_S = 0.01
 
 
 def run_threads(
@@ -34,6 +33,7 @@ def run_threads(
     deadline_s: float | None = None,
     on_late: OnLate | None = None,
     fault_tolerant: bool = False,
+    respawn: bool = False,
 ) -> list[Result]:
     """Runs ``work(comm, *args)`` on ``size`` workers and returns what each returned, by rank.
 
@@ -43,9 +43,12 @@ def run_threads(
             ``world``.
         fault_tolerant: whether a worker that raises is lost to the others, who may ``shrink``, and
             does not end them. What it raised is forgotten.
+        respawn: whether workers may be started in the place of those, to run ``work`` from its top
+            and ``join``; for a fault-tolerant run.
 
     Returns:
-        What each worker returned, by rank; of those alone that were not lost.
+        What each worker returned, by rank; of those alone that were not lost. Those that were
+        started later come behind.
 
     Raises:
         Exception: the first that a worker raised, once all have ended; in a fault-tolerant run if
@@ -53,37 +56,50 @@ def run_threads(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 worker, got {size}")
-    office = _Office(size, fault_tolerant=fault_tolerant)
+    if respawn and not fault_tolerant:
+        raise ValueError("respawn must be of a fault-tolerant run, got fault_tolerant=False")
+    office = Office(size, fault_tolerant=fault_tolerant, respawn=respawn)
     results: dict[int, Result] = {}
+    threads: dict[int, threading.Thread] = {}
 
-    def body(rank: int) -> None:
+    def body(worker: int) -> None:
+        is_first = worker < size
+        _CURRENT.group = None
         try:
-            layout = hosts if hosts is not None else str(size)
-            transport = ThreadTransport(office, rank)
+            layout: HostsLike = hosts if hosts is not None and is_first else str(size)
+            transport = ThreadTransport(office, worker) if is_first else NewThread(office, worker)
+            layout = layout if is_first else "1"
             comm = connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late)
             _CURRENT.group = comm
-            results[rank] = work(comm, *args)
+            result = work(comm, *args)
+            if not comm.joining:
+                results[worker] = result
             comm.close()
-            office.end(rank, None)
+            office.end(worker, None)
         except BaseException as error:
             if fault_tolerant and current_group() is not None:
                 _CURRENT.group.fail(error)
-            office.end(rank, error)
+            office.end(worker, error)
 
-    threads = [
-        threading.Thread(target=body, args=(rank,), name=f"rank {rank}") for rank in range(size)
-    ]
-    for thread in threads:
+    def start(worker: int) -> None:
+        thread = threading.Thread(target=body, args=(worker,), name=f"rank {worker}")
+        threads[worker] = thread
         thread.start()
+
+    office.start = start
+    for rank in range(size):
+        start(rank)
     try:
-        for thread in threads:
-            thread.join()
+        # Others may be started meanwhile.
+        while waited := [thread for thread in list(threads.values()) if thread.is_alive()]:
+            for thread in waited:
+                thread.join()
     except BaseException as error:
         office.end(None, error)
         raise
     if office.first_error is not None:
         raise office.first_error
-    for ended in () if results else office.ended.values():
+    for ended in () if results else list(office.ended.values()):
         if ended is not None:
             raise ended
     return [results[rank] for rank in sorted(results)]
@@ -106,54 +122,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_group)
 
 
-class _Left:
-    """Where workers meet that are left of a group."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._here: dict[tuple[int, ...], set[int]] = defaultdict(set)
-        self._found: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
-
-    def meet(
-        self, name: tuple[int, ...], members: Sequence[int], me: int, ended: Mapping[int, object]
-    ) -> tuple[tuple[int, ...], int]:
-        """Those members that come here, once all others have ended, and a number for them."""
-        with self._changed:
-            self._here[name].add(me)
-            self._changed.notify_all()
-            while name not in self._found:
-                if all(m in self._here[name] or m in ended for m in members):
-                    here = tuple(m for m in members if m in self._here[name])
-                    self._found[name] = here, len(self._found) + 1
-                    self._changed.notify_all()
-                    break
-                self._changed.wait(_LOOK_AGAIN_S)
-            return self._found[name]
-
-
-class _Office:
-    """What the workers of one run share: the mailboxes, and who has ended and how."""
-
-    def __init__(self, size: int, *, fault_tolerant: bool) -> None:
-        self.size, self.fault_tolerant = size, fault_tolerant
-        self.left = _Left()
-        self.boxes: dict[_Key, deque[Array]] = defaultdict(deque)
-        self.news: dict[tuple[tuple[int, ...], int], list[bytes]] = defaultdict(list)
-        self.lock = threading.Lock()
-        self.ended: dict[int, BaseException | None] = {}
-        self.first_error: BaseException | None = None
-        self.first_failed: int | None = None
-
-    def end(self, rank: int | None, error: BaseException | None) -> None:
-        """A worker, or with None the program, has ended; an error may end everybody's waiting."""
-        with self.lock:
-            if rank is not None:
-                self.ended[rank] = error
-            goes_on = self.fault_tolerant and rank is not None
-            if error is not None and self.first_error is None and not goes_on:
-                self.first_failed, self.first_error = rank, error
-
-
 class ThreadTransport:
     """Messages between threads.
 
@@ -162,7 +130,7 @@ class ThreadTransport:
 
     def __init__(
         self,
-        office: _Office,
+        office: Office,
         rank: int,
         members: Sequence[int] | None = None,
         name: tuple[int, ...] = (),
@@ -233,8 +201,45 @@ class ThreadTransport:
         made = ThreadTransport(office, members.index(me), members, (*self._name, -number))
         return made, [self._members.index(member) for member in members]
 
+    @property
+    def growable(self) -> bool:
+        return self._office.respawn
+
+    @property
+    def summoned(self) -> int:
+        return len(self._office.door.expected(self._members[self.rank], self._office.ended))
+
+    def summon(self, count: int) -> None:
+        for _ in range(count):
+            self._office.summon(self._members[self.rank])
+
+    def offers(self) -> Sequence[tuple[Json, Json]]:
+        return self._office.door.offers(self._members[self.rank], self._office.ended)
+
+    def refuse(self, ticket: Json, reason: str) -> None:
+        self._office.door.refuse(ticket, reason)
+
+    def admit(self, ticket: Json, facts: Json, deadline_s: float) -> ThreadTransport:
+        members, name = (*self._members, ticket), (*self._name, 0, -ticket)
+        if self.rank == 0:
+            self._office.door.admit(ticket, members, name, facts)
+        return ThreadTransport(self._office, self.rank, members, name)
+
     def close(self) -> None:
         pass
+
+
+class NewThread(SoloTransport):
+    """A worker alone, which has been started to join others."""
+
+    def __init__(self, office: Office, worker: int) -> None:
+        super().__init__()
+        self._office, self._worker = office, worker
+
+    def join(self, offer: Json) -> tuple[ThreadTransport, Json]:
+        office = self._office
+        members, name, facts = office.door.wait(self._worker, offer, office.ended)
+        return ThreadTransport(office, members.index(self._worker), members, name), facts
 
 
 class _Sent:
@@ -243,7 +248,7 @@ class _Sent:
 
 
 class _Receipt:
-    def __init__(self, office: _Office, key: _Key, into: Array, *, exact: bool = True) -> None:
+    def __init__(self, office: Office, key: Key, into: Array, *, exact: bool = True) -> None:
         self._office, self._key, self._into, self._exact = office, key, into, exact
         self._source, self._here = key[1], False
         self.nbytes = into.size

@@ -20,12 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # group, and the way to it.
 TOP_OF_COMM = {
     "contract": "contract",
+    "changes": "contract",
+    "varying": "contract",
     "errors": "contract",
     "topology": "contract",
     "nonmember": "contract",
     "dtypes": "contract",
     "compiled": "compiled",
     "group": "group",
+    "members": "group",
+    "homes": "group",
     "bootstrap": "group",
     "start": "start",
 }

@@ -14,7 +14,8 @@ import numpy as np
 
 from localsgd.checks import checked_count
 from localsgd.comm import Topology
-from localsgd.comm.contract import Array, Communicator, ScalarRule, Shrunk, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator, ScalarRule, Update
 from localsgd.comm.dtypes import work_dtype
 from localsgd.outer import Block, OuterOptimizer
 from localsgd.resizing import PartsOf, SavedStates
@@ -111,17 +112,17 @@ class Anchor:
             for key, array in mine.items():
                 array[...] = theirs[key]
 
-    def readable(self, shrunk: Shrunk, begun: int) -> list[int]:
+    def readable(self, change: Change, begun: int) -> list[int]:
         """The lost ranks of this host whose shards are as before the round that failed.
 
         Args:
             begun: how many collectives the group had begun before it.
         """
-        return [rank for rank, number in shrunk.begun.items() if number <= begun]
+        return [rank for rank, number in change.begun.items() if number <= begun]
 
-    def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
+    def read(self, index: int, key: str, number: int, length: int, change: Change) -> Array:
         """The shard of a rank that shared this one's host, and may be lost."""
-        memory = shrunk.memory_of(self._rooms[index][key], number)
+        memory = change.memory_of(self._rooms[index][key], number)
         assert memory is not None
         return memory[:length]
 

@@ -23,7 +23,8 @@ from localsgd.averagers.participation import Participation
 from localsgd.averagers.weighing import Weighing
 from localsgd.checks import caller_level, checked_count, words_of, workers_of
 from localsgd.comm import NON_MEMBER, Codec, NoWeight
-from localsgd.comm.contract import Array, Communicator, Shrunk, Traffic, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator, Traffic, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 from localsgd.schedules import DecidingSchedule, Schedule
@@ -230,24 +231,41 @@ class ModelAverager(Weighing):
         """Makes everything what it was, before ``regroup``. Not collective."""
         self.load_state_dict(snapshot)
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
-        """Goes on with those that are left of the group. Collective.
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
+        """Goes on with those that are in the group now. Collective.
 
         If more are lost, it is called again, of all that became of the group since the last
         ``settle_regrouping``.
 
         Args:
             params: as before the round that failed.
-            shrunk: what became of the group.
+            change: what became of the group.
             begun: how many collectives it had begun before that round.
         """
-        self._outer.regroup(as_arenas(params), shrunk, begun)
-        self._compressed.regroup(as_arenas(params), shrunk)
+        self._outer.regroup(as_arenas(params), change, begun)
+        self._compressed.regroup(as_arenas(params), change)
 
     def settle_regrouping(self) -> None:
         """Takes note that all have regrouped."""
         self._outer.settle_regrouping()
         self._compressed.settle_regrouping()
+
+    def check_growing(self) -> None:
+        """Raises ValueError if workers cannot join the group of this averager."""
+        if self._compressed.wanted:
+            raise ValueError("an averager with a codec must be without --respawn, got one with it")
+
+    def state_for_new(self) -> dict[str, Any]:
+        """What a rank that is new in the group takes over, before ``regroup`` gives it its part."""
+        state = self.state_dict()
+        return {**state, "outer": None} if "outer" in state else state
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Takes over the ``state_for_new`` of another rank, but for what is that worker's alone.
+
+        Not collective.
+        """
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that this rank needs to resume: JSON values, and arrays of outer steps.

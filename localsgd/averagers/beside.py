@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from localsgd.averagers.anchor import Anchor
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Array, Communicator
 
 _NOTHING = 0
 
@@ -75,18 +76,18 @@ class Beside:
         """What there is of arena number ``index``, the anchor first."""
         return self.anchor.keys(index)
 
-    def readable(self, shrunk: Shrunk, begun: int) -> list[int]:
+    def readable(self, change: Change, begun: int) -> list[int]:
         """The lost ranks of this host that have this version in one of their places."""
-        return [number for number in shrunk.lost if self._place_of(number, shrunk) is not None]
+        return [number for number in change.lost if self._place_of(number, change) is not None]
 
-    def read(self, index: int, key: str, number: int, length: int, shrunk: Shrunk) -> Array:
+    def read(self, index: int, key: str, number: int, length: int, change: Change) -> Array:
         """The shard of a rank that shared this one's host, and may be lost."""
-        place = self.anchor if number == self._rank else self._place_of(number, shrunk)
+        place = self.anchor if number == self._rank else self._place_of(number, change)
         assert place is not None
-        return place.read(index, key, number, length, shrunk)
+        return place.read(index, key, number, length, change)
 
-    def _place_of(self, number: int, shrunk: Shrunk) -> Anchor | None:
-        marks = shrunk.memory_of(self._marks, number)
+    def _place_of(self, number: int, change: Change) -> Anchor | None:
+        marks = change.memory_of(self._marks, number)
         if marks is None:
             return None
         found = [p for p, mark in zip(self._places, marks, strict=True) if mark == self.version]

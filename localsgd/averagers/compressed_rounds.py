@@ -13,8 +13,9 @@ from localsgd.averagers.anchor import Flat
 from localsgd.averagers.compression import Compression, resized
 from localsgd.checks import agreed_among, checked_flag, digest_of
 from localsgd.comm import NON_MEMBER, Codec
+from localsgd.comm.changes import Change
 from localsgd.comm.codecs import check
-from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.comm.contract import Communicator
 from localsgd.resizing import SavedStates
 
 # The state of rounds that were exact where they were saved, and are no longer.
@@ -98,7 +99,7 @@ class CompressedRounds:
             self._take_over(self._loaded)
         self._loaded = None
 
-    def regroup(self, buffers: Sequence[Flat], shrunk: Shrunk) -> None:
+    def regroup(self, buffers: Sequence[Flat], change: Change) -> None:
         """Shares what is kept among those that are left of the group. Collective.
 
         Where they are on one host rounds are exact from then on. Called again before
@@ -109,7 +110,7 @@ class CompressedRounds:
         self._kept = None
         if self._codec is not None and self._before is not None:
             self._kept = [
-                kept.regrouped(buffer, self._comm, shrunk)
+                kept.regrouped(buffer, self._comm, change)
                 for kept, buffer in zip(self._before, buffers, strict=True)
             ]
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from localsgd.averagers.anchor import Flat
 from localsgd.checks import checked_count
+from localsgd.comm.changes import Change
 from localsgd.comm.codecs import Codec, Way, keyed_at
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.resizing import SavedStates, gathered
 
@@ -62,7 +63,7 @@ class Compression:
         comm.allreduce(mean, "mean", label="what compressed rounds begin from")
         self.follow(mean)
 
-    def regrouped(self, buffer: Flat, comm: Communicator, shrunk: Shrunk) -> Compression:
+    def regrouped(self, buffer: Flat, comm: Communicator, change: Change) -> Compression:
         """The same for those that are left of the group. Collective.
 
         What was agreed on is the same on every host, so that another has what a lost rank had;
@@ -72,7 +73,7 @@ class Compression:
         Args:
             buffer: as before the round that failed.
             comm: the group as it is.
-            shrunk: what became of it.
+            change: what became of it.
         """
         made = Compression(self._codec, buffer, comm, error_feedback=bool(self._unsent))
         made.rounds, count = self.rounds, buffer.flat.size
@@ -87,7 +88,7 @@ class Compression:
             near = comm.split(comm.topology.host_of[comm.rank])
             of_host, _ = gathered(self._parts, self._unsent["values"], count, near)
             near.close()
-            owned = shrunk.before.shard(count, shrunk.numbers[comm.rank])
+            owned = change.before.shard(count, change.numbers[comm.rank])
             here = slice(self._place_of(owned.start), None)
             result = self._unsent["result"][here][: owned.stop - owned.start]
             of_all, _ = gathered([owned], result, count, comm)

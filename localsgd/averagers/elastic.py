@@ -8,8 +8,8 @@ gradient at the same point; to first order in the rates the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.anchor import Anchor
@@ -81,6 +81,14 @@ class ElasticAverager(ModelAverager):
         self.alpha, self.beta = rates
         self._ahead = ahead
         super().__init__(schedule, comm, outer=SGD(self.beta), guard=guard)
+
+    def state_for_new(self) -> dict[str, Any]:
+        # A rate that was not given goes by the workers that began.
+        return {**super().state_for_new(), "alpha": self.alpha}
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        super().take_over(state)
+        self.alpha = state["alpha"]
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
         """The centre, as a new array for every parameter; collective."""

@@ -21,7 +21,8 @@ from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.ledger import Ledger
 from localsgd.checks import caller_level, checked_count, workers_of
 from localsgd.comm import NON_MEMBER, Codec
-from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator
 from localsgd.comm.topology import Topology
 from localsgd.outer import OuterOptimizer
 
@@ -143,14 +144,14 @@ class HierarchicalModelAverager(ModelAverager):
         periods = [period for period, _ in self._hierarchy.levels]
         return dict(reversed(list(zip(periods, self._groups, strict=True))))
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
         """As ``ModelAverager.regroup``; makes the groups of all levels anew.
 
         Raises:
             ValueError: if the size of a group does not divide those that are left.
         """
         _checked_levels(self.period_group_size_dict, self.comm.topology)
-        super().regroup(params, shrunk, begun)
+        super().regroup(params, change, begun)
         self._groups = [_group(self.comm, size) for _, size in self._hierarchy.levels]
 
     @property

@@ -102,6 +102,13 @@ class MovesAverager(ModelAverager):
         super().load_state_dict(state_dict)
         self._kept.load_state_dict(state_dict)
 
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        super().take_over(state)
+        # What another worker has yet to send is no business of this one.
+        for kept in self._kept.arrays:
+            for name in {"unsent", "residual"} & set(kept):
+                kept[name][...] = 0
+
     def _check(self, arenas: Sequence[Arena]) -> None:
         """Raises on every rank if a round cannot carry these parameters. Collective."""
 

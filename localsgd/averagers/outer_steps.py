@@ -14,7 +14,8 @@ from localsgd.arrays import Arena
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.anchor import Anchor, resharded
 from localsgd.averagers.regrouping import regrouped
-from localsgd.comm.contract import Communicator, Shrunk, Update
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 
@@ -90,15 +91,17 @@ class OuterSteps:
         if self._anchor is not None and group is self._comm and step > self._together:
             self._anchor.rounds += 1
 
-    def regroup(self, arenas: Sequence[Arena], shrunk: Shrunk, begun: int) -> None:
-        """Brings the shards to those that are left of the group (``regrouping``). Collective.
+    def regroup(self, arenas: Sequence[Arena], change: Change, begun: int) -> None:
+        """Brings the shards to those that are in the group now (``regrouping``). Collective.
 
         Called again before ``settle_regrouping``, it goes from the shards as they were.
         """
-        if self.outer is not None and self._anchor is not None:
+        is_new = self._comm.rank >= len(change.numbers)
+        if self.outer is not None and (self._anchor is not None or is_new):
             self._before = self._before or self._anchor
             made = Anchor(self.outer, arenas, self._comm)
-            regrouped(self._before, made, arenas, self._comm, shrunk, begun)
+            before = None if is_new else self._before
+            regrouped(before, made, arenas, self._comm, change, begun)
             self._anchor = made
 
     def settle_regrouping(self) -> None:

@@ -17,7 +17,8 @@ from localsgd.averagers.fragment import Fragment
 from localsgd.averagers.guard import Watch
 from localsgd.averagers.regrouping import regrouped
 from localsgd.comm import NotFiniteError, NoWeight
-from localsgd.comm.contract import Communicator, Request, Shrunk, Traffic
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator, Request, Traffic
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 
@@ -222,7 +223,7 @@ class Stream:
         if come is not None:
             self._fragment.load_state(come)
 
-    def regroup(self, arenas: Sequence[Arena], shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, arenas: Sequence[Arena], change: Change, begun: int) -> None:
         """Shares the anchor among those that are left of the group. Collective.
 
         What is away still has come to all, from a checkpoint, and arrives. Called again before
@@ -234,11 +235,11 @@ class Stream:
         if self._anchor is not None:
             self._before = self._before or self._beside or self._anchor
             made = Anchor(self._anchor.outer, parts, self._comm)
-            regrouped(self._before, made, parts, self._comm, shrunk, begun)
+            regrouped(self._before, made, parts, self._comm, change, begun)
             if isinstance(self._before, Beside):
                 self._beside = self._with_place(made)
             self._anchor, self._turns = made, False
-        self._compressed.regroup(parts, shrunk)
+        self._compressed.regroup(parts, change)
 
     def settle_regrouping(self) -> None:
         """Goes on with the shards as they are."""

@@ -25,7 +25,8 @@ from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.stream import Stream, resized
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec
-from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 from localsgd.schedules import Streaming
@@ -215,14 +216,17 @@ class StreamingAverager(ModelAverager):
         for stream, state in zip(self._streams, snapshot["fragments"], strict=True):
             stream.put_back(state)
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
         """As ``ModelAverager.regroup``; fragments on their way are as if they had not left."""
-        super().regroup(params, shrunk, begun)
+        super().regroup(params, change, begun)
         for index, stream in enumerate(self._streams):
             if stream.give_up():
                 self._ledger.give_back(index, stream.samples)
         for stream in self._streams:
-            stream.regroup(as_arenas(params), shrunk, begun)
+            stream.regroup(as_arenas(params), change, begun)
+
+    def check_growing(self) -> None:
+        raise ValueError(f"{type(self).__name__} must be without --respawn, got one with it")
 
     def settle_regrouping(self) -> None:
         super().settle_regrouping()

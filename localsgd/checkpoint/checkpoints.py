@@ -111,7 +111,8 @@ class Checkpoints:
         of hosts: ``docs/training.md`` says what then holds.
 
         Returns:
-            The step after which it was saved; None if there is no checkpoint.
+            The step after which it was saved; None if there is no checkpoint, and in a worker that
+            is to join others, which takes over what they have.
 
         Raises:
             CheckpointError: on every rank, if there are some and none is whole, or that of the
@@ -119,6 +120,8 @@ class Checkpoints:
             TypeError, ValueError, MismatchError: if one does not fit what is here; then nothing
                 has changed.
         """
+        if self._comm.joining:
+            return None
         self.wait()
         wanted = None if step is None else checked_count("step", step, at_least=0)
         agreed(self._comm, "steps", lambda: wanted, lambda made: [f"step {made}"])

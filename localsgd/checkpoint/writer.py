@@ -85,7 +85,9 @@ class Writer:
         """A group for the background, once the first rank has the folder. Collective."""
         comm, folder = self._of_all, self._folder
         what = f"the folder {folder.path} cannot be used"
-        on_all(comm, what, lambda: folder.claim() if comm.rank == 0 else None)
+        # One that is to join others finds it theirs.
+        first = comm.rank == 0 and not comm.joining
+        on_all(comm, what, lambda: folder.claim() if first else None)
         return comm.split(0)
 
     def _write(self, comm: Communicator, step: int, value: Any, arrays: Arrays) -> None:

@@ -42,6 +42,7 @@ def localsgd() -> None:
     show_default=True,
     help="A host is lost when it has not answered for so long.",
 )
+@click.option("--respawn", is_flag=True, help="Start others in their place.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -53,6 +54,7 @@ def run(
     fault_tolerant: bool,
     restarts: int,
     host_deadline_s: float,
+    respawn: bool,
     timeout_s: float | None,
     module: bool,
     command: tuple[str, ...],
@@ -67,6 +69,8 @@ def run(
     try:
         mpirun = find_mpirun()
         _check(ranks, hosts, layout)
+        if respawn and not fault_tolerant:
+            raise LaunchError("--respawn must come with --fault-tolerant")
         words = _words(command, module)
 
         def job(placing: Placing, variables: dict[str, str]) -> Job:
@@ -77,6 +81,7 @@ def run(
                 layout=layout,
                 tag_output=tag_output,
                 fault_tolerant=fault_tolerant,
+                respawn=respawn,
                 variables=variables,
             )
 
@@ -149,7 +154,14 @@ def bench(
     try:
         ranks = ranks or max(2, os.cpu_count() or 2)
         _check(ranks, hosts, layout)
-        code = run_job(find_mpirun().job(words, ranks, hosts=hosts, layout=layout))
+        mpirun = find_mpirun()
+
+        def job(placing: Placing, variables: dict[str, str]) -> Job:
+            where = ",".join(placing.hosts) or None
+            return mpirun.job(words, placing.ranks, hosts=where, layout=layout, variables=variables)
+
+        placing, agent = Placing.parse(ranks, hosts), Agent(mpirun.library, os.environ)
+        code = run_job(Plan(job, placing, agent, 0, 30.0, None))
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
         code = CANNOT_START

@@ -41,6 +41,8 @@ ALLOCATIONS = {
     "PE_HOSTFILE",
     "PRTE_MCA_prte_default_hostfile",
 }
+# Without the second PRRTE ends a job when one dies that was started in it later.
+RESPAWNING = {"LOCALSGD_RESPAWN": "1", "PRTE_MCA_state_base_recoverable": "1"}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -90,6 +92,7 @@ class Mpirun:
         tag_output: bool = False,
         fault_tolerant: bool = False,
         variables: Mapping[str, str] | None = None,
+        respawn: bool = False,
     ) -> Job:
         """The job that runs ``command`` on ``ranks`` workers.
 
@@ -102,6 +105,8 @@ class Mpirun:
         added = {**self._settings(), **(variables or {})}
         if fault_tolerant:
             added["LOCALSGD_FAULT_TOLERANT"] = "1"
+        if respawn:
+            added.update(RESPAWNING)
         if layout is not None:
             added["LOCALSGD_HOSTS"] = layout
         words = [str(self.path), "-n", str(ranks)]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from localsgd.cli.in_words import seconds_in_words, size_in_words
-from localsgd.simulate import Cluster, Job, Machine, Model, Plan, parse_network, plan
+from localsgd.simulate import Cluster, Machine, Model, Plan, Workload, parse_network, plan
 
 MODELS = {
     "wall-clock": "rounds follow their step; Scaling Laws for DiLoCo (arXiv 2503.09799)",
@@ -41,7 +41,7 @@ def cluster_of(
     return cluster
 
 
-def show_plan(job: Job, model: Model, target: float, picture: Path | None) -> None:
+def show_plan(job: Workload, model: Model, target: float, picture: Path | None) -> None:
     """Prints the plan, and draws it if there is a path for that.
 
     Raises:

@@ -134,8 +134,17 @@ class ShardSampler:
         self.epoch, self.position = self.epoch + 1, 0
 
     def regroup(self) -> None:
-        """Deals what is left to those that are left of the group; not collective."""
+        """Deals what is left to those that are in the group now; not collective."""
         self.rank, self.size = self._comm.rank, self._comm.size
+
+    def take_over(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where the sampler of another rank stands, as one that is new; not collective.
+
+        Raises:
+            TypeError, ValueError: as ``load_state_dict``.
+        """
+        self.epoch, self.position, order = self._checked_state(state_dict)
+        self._ordered = (self.epoch, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, epoch and position, as JSON values; the same on all ranks that took equal steps."""

@@ -32,7 +32,19 @@ class Trained(Protocol):
         """Holds rounds and averages of gradients by it from now on."""
 
     def regroup(self) -> None:
-        """Makes groups anew when the group of all has lost workers. Collective."""
+        """Makes groups anew when the group of all is another. Collective."""
+
+    def check_growing(self) -> None:
+        """Raises ValueError if workers cannot join."""
+
+    def words(self) -> list[str]:
+        """What must be equal on a worker that joins."""
+
+    def state_for_new(self) -> dict[str, Any]:
+        """What a worker that is new takes over from this one, beside ``arrays``."""
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Takes over the ``state_for_new`` of another worker; not collective."""
 
 
 class TrainedArenas:
@@ -73,6 +85,34 @@ class TrainedArenas:
     def regroup(self) -> None:
         if self._training.gradients is not None:
             self._training.gradients.regroup()
+
+    def check_growing(self) -> None:
+        self.averager.check_growing()
+
+    def words(self) -> list[str]:
+        training = self._training
+        layouts = [line for arena in self.arenas for line in arena.layout.lines()]
+        return [
+            *layouts,
+            f"optimizer {type(training.optim).__name__}",
+            f"averager {self.averager!r}",
+            f"outer optimizer {self.averager.outer!r}",
+            f"gradients {training.gradients!r}",
+        ]
+
+    def state_for_new(self) -> dict[str, Any]:
+        buffers = self._training.buffers
+        return {
+            "optim": self._training.optim.state_dict(),
+            "averager": self.averager.state_for_new(),
+            "buffers": None if buffers is None else buffers.state_dict(),
+        }
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        self._training.optim.load_state_dict(state["optim"])
+        self.averager.take_over(state["averager"])
+        if self._training.buffers is not None:
+            self._training.buffers.load_state_dict(state["buffers"])
 
 
 class Copies:

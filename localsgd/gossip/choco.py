@@ -15,8 +15,9 @@ from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers import Kept, checked_codec, require_carried
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER
+from localsgd.comm.changes import Change
 from localsgd.comm.codecs import Codec, keyed_at
-from localsgd.comm.contract import Array, Communicator, Shrunk
+from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
 from localsgd.gossip.d_psgd import Gossip
 from localsgd.gossip.graphs import Graph
@@ -92,9 +93,9 @@ class ChocoAverager(Gossip):
         copies = [arena.flat.astype(work_dtype(arena.dtype)) for arena in arenas]
         self._kept.begin([{"public": copy, "sum": copy.copy()} for copy in copies])
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
         """As ``Gossip.regroup``; neighbours tell each other their public copies, as they are."""
-        super().regroup(params, shrunk, begun)
+        super().regroup(params, change, begun)
         neighbours = Neighbours(self.comm, self.graph.matrix(self.comm.size))
         for kept in self._kept.arrays:
             sums = kept["sum"]

@@ -14,7 +14,8 @@ from localsgd.arrays import Arena, Arenas
 from localsgd.averagers import Companion, Kind, ModelAverager
 from localsgd.checks import agreed_among, checked_count, workers_of
 from localsgd.comm import NON_MEMBER
-from localsgd.comm.contract import Communicator, Shrunk
+from localsgd.comm.changes import Change
+from localsgd.comm.contract import Communicator
 from localsgd.comm.dtypes import all_finite
 from localsgd.gossip.graphs import Graph, check_stochastic
 from localsgd.gossip.neighbours import Neighbours, Parts, weighted_mean
@@ -66,20 +67,23 @@ class Gossip(ModelAverager):
         super().__init__(schedule, comm)
         self.mixed = 0
 
-    def regroup(self, params: Arenas, shrunk: Shrunk, begun: int) -> None:
+    def check_growing(self) -> None:
+        raise ValueError(f"{type(self).__name__} must be without --respawn, got one with it")
+
+    def regroup(self, params: Arenas, change: Change, begun: int) -> None:
         """Takes the graph for those that are left, who keep what they have. Collective.
 
         Raises:
             ValueError: if the graph has no weights for so many workers; on every rank.
         """
-        super().regroup(params, shrunk, begun)
+        super().regroup(params, change, begun)
         size = self.comm.size
         try:
             check_stochastic(self.graph.matrix(size), rows=self._doubly)
         except ValueError as error:
             raise ValueError(
                 f"gossip must have a graph for the {size} workers that are left of "
-                f"{shrunk.before.size}, got {self.graph!r}: {error}"
+                f"{change.before.size}, got {self.graph!r}: {error}"
             ) from error
 
     def state_dict(self) -> dict[str, Any]:

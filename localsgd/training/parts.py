@@ -75,6 +75,9 @@ class Holder(Protocol):
     def hold(self, work: Callable[[], T]) -> T:
         """What ``work`` gives; done again, from what was before it, if a worker is lost in it."""
 
+    def welcome(self) -> None:
+        """Takes in workers that are to join, after a round of all."""
+
 
 def trained_by(optim: InnerOptimizer) -> list[Subset]:
     """Of every arena of an optimizer the parameters that its groups train."""

@@ -334,13 +334,19 @@ class PostLocalSGDOptimizer:
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""
-        due = self.survival is not None and self._core("survival").is_due()
+        due = of_all = False
+        if self.survival is not None:
+            core = self._core("survival")
+            group = core.group_due(core.step + 1)
+            due, of_all = core.is_due(), group is core.comm and self._ends is None
         if self._along:
             average = self._core("state and buffers").average_parameters
             self._follow(self._held(lambda: average(self.optim.arenas, self._along), due=due))
         else:
             count, params = self.averager.average_parameters, self.optim.arenas
             self._follow(self._held(lambda: count(params=params), due=due))
+        if self.survival is not None and of_all:
+            self.survival.welcome()
 
     def _follow(self, held: object) -> None:
         """After a round that this worker was left out of, makes its optimizer begin anew."""

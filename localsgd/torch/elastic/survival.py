@@ -81,6 +81,18 @@ class TrainedTensors:
         if self._training.gradients is not None:
             self._training.gradients.regroup()
 
+    def check_growing(self) -> None:
+        raise ValueError("workers with PyTorch must be without --respawn, got one with it")
+
+    def words(self) -> list[str]:
+        raise NotImplementedError
+
+    def state_for_new(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
 
 class _Copied:
     """An optimizer's state as copies: torch's state dicts share memory with it."""
