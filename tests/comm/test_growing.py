@@ -83,7 +83,8 @@ def test_a_group_takes_in_workers(size: int, hosts: str, lost: list[int], after:
         return comm.rank, comm.size
 
     found = run_threads(size, body, hosts=hosts, fault_tolerant=True, respawn=True)
-    assert found == [(rank, len(found)) for rank in range(len(found))]
+    # Of two that are started at once either may come first.
+    assert sorted(found) == [(rank, len(found)) for rank in range(len(found))]
 
 
 def test_a_buffer_that_is_mapped_again_is_read_where_it_lies() -> None:
