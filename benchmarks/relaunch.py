@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,8 +50,22 @@ def worker(options: Mapping[str, Any]) -> None:
         time.sleep(0.5)
 
 
-def loss(library: Library, turn: int) -> tuple[float, int]:
-    """Seconds from the loss of a host to the first step of those that are left; steps lost."""
+class Loss(NamedTuple):
+    """What the loss of a host cost.
+
+    Attributes:
+        started_s: seconds until the job was started again.
+        stepped_s: until the first step of those that are left.
+        steps: how many were lost.
+    """
+
+    started_s: float
+    stepped_s: float
+    steps: int
+
+
+def loss(library: Library, turn: int) -> Loss:
+    """One job that loses one of its hosts."""
     python = pythons()[library]
     with tempfile.TemporaryDirectory() as folder, Hosts(LAYOUT) as hosts:
         places = ",".join(f"h{host}:{count}" for host, count in enumerate(LAYOUT))
@@ -64,7 +78,9 @@ def loss(library: Library, turn: int) -> tuple[float, int]:
             cwd=ROOT,
             env={**os.environ, **settings(library), **agent},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         ) as job:
             steps = Path(folder) / "steps"
             _wait_for(steps, 2 * INTERVAL + 1 + turn % INTERVAL, job)
@@ -72,15 +88,17 @@ def loss(library: Library, turn: int) -> tuple[float, int]:
             hosts.cut(1 + turn % 2)
             struck = time.time()
             hosts.kill(1 + turn % 2)
+            assert job.stderr is not None
+            started = [time.time() for line in job.stderr if "started again" in line]
             if job.wait(LIMIT_S) != 0:
                 raise RuntimeError(f"the job ended with {job.returncode}")
         rows = [line.split() for line in steps.read_text().splitlines()]
     last = max(int(step) for _, step, size in rows if int(size) == sum(LAYOUT))
     when, first, _ = next(row for row in rows if int(row[2]) < sum(LAYOUT))
-    return float(when) - struck, last + 1 - int(first)
+    return Loss(started[0] - struck, float(when) - struck, last + 1 - int(first))
 
 
-def _wait_for(steps: Path, count: int, job: subprocess.Popen[bytes]) -> None:
+def _wait_for(steps: Path, count: int, job: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT_S
     while not steps.exists() or len(steps.read_text().splitlines()) < count:
         if time.monotonic() > end or job.poll() is not None:
@@ -103,8 +121,9 @@ def measure(rounds: int) -> Report:
                 Goal("relaunch", library, None, DEADLINE_S + MOST_S, False, "s", str(reason))
             )
             continue
-        seconds, steps = [entry[0] for entry in found], max(entry[1] for entry in found)
-        report.add_times(f"hosts {where}", {library: seconds}, library)
+        seconds, steps = [entry.stepped_s for entry in found], max(entry.steps for entry in found)
+        times = {"first step": seconds, "started again": [entry.started_s for entry in found]}
+        report.add_times(f"{library}, hosts {where}", times, "first step")
         median = f"median of {rounds}, {library}, deadline {DEADLINE_S:g} s"
         report.goals += [
             Goal("relaunch", median, float(np.median(seconds)), DEADLINE_S + MOST_S, False, "s"),
