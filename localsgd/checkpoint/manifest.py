@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -60,9 +61,11 @@ class Manifest:
         """
         path = folder / NAME
         with path.open("rb") as file:
-            data = file.read(_LONGEST_BYTES + 1)
-        if len(data) > _LONGEST_BYTES:
-            raise Broken(f"{path} must have at most {_LONGEST_BYTES} bytes, got more")
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes > _LONGEST_BYTES:
+                raise Broken(f"{path} must have at most {_LONGEST_BYTES} bytes, got {nbytes}")
+            # What is read takes memory for as much as is asked for.
+            data = file.read(nbytes)
         try:
             content = json.loads(data)
             claimed = content.pop("sha256")
