@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
+.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, si
 soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
 	.venv/bin/python tests/soak.py
 	.venv-mpich/bin/python tests/soak.py
+
+test-faults: .venv/ready .venv-mpich/ready .venv-bench/ready ## Jobs that lose ranks and hosts, and are started again; no part of test
+	.venv/bin/pytest -q -m faults
+	.venv-bench/bin/pytest -q -m faults tests/with_torch
 
 chaos: .venv/ready ## Train under FAULTS=100 faults from SEED=0 in real processes, from job FROM=0
 	.venv/bin/python tests/chaos.py --faults $(or $(FAULTS),100) --seed $(or $(SEED),0) --from $(or $(FROM),0)

@@ -12,6 +12,8 @@ import pytest
 from cli.jobs import LIMIT_S, run, started
 from integration.on_hosts import interpreter
 
+pytestmark = pytest.mark.faults
+
 # A training of three workers with a checkpoint after every third step; what a rank does to itself
 # after some step is in TROUBLE.
 PROGRAM = """

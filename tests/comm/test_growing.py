@@ -257,6 +257,7 @@ def run_job(words: list[object], ranks: int, layout: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("layout", "how"),
     [

@@ -295,6 +295,7 @@ if comm.rank == 0:
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("layout", "kill"), [("4", 1), ("2+2", 2), ("3+1", 2), ("1+1+1+1", 1)])
 def test_a_job_has_all_its_workers_again(tmp_path: Path, layout: str, kill: int) -> None:
     script = tmp_path / "job.py"

@@ -396,6 +396,7 @@ print("worker", me, values.tobytes().hex(), flush=True)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("hosts", "victim", "step"), [("3", 1, 7), ("2+1", 0, 8), ("2+2", 3, 5)])
 def test_of_processes_that_are_killed_those_left_have_the_bits_of_threads(
     hosts: str, victim: int, step: int, tmp_path: Path

@@ -15,6 +15,8 @@ import pytest
 
 from integration.on_hosts import ROOT, hosts_up, interpreter
 from testbed import Hosts
+
+pytestmark = pytest.mark.faults
 from testbed.enter import AGENT, TEMPORARY
 from testbed.launch import settings
 

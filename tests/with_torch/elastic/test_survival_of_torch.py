@@ -269,6 +269,7 @@ print(f"worker {number} of {comm.size}, {survival.lost} lost, {steps} steps", fl
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("layout", "victim"), [("3", 1), ("2+1", 0), ("2+2", 3)])
 def test_processes_that_are_killed_do_not_end_the_job(
     layout: str, victim: int, tmp_path: Path
