@@ -15,10 +15,10 @@ import pytest
 
 from integration.on_hosts import ROOT, hosts_up, interpreter
 from testbed import Hosts
-
-pytestmark = pytest.mark.faults
 from testbed.enter import AGENT, TEMPORARY
 from testbed.launch import settings
+
+pytestmark = pytest.mark.faults
 
 LIBRARIES = ["openmpi", "mpich"]
 DEADLINE_S, LIMIT_S = 10.0, 150.0
