@@ -192,7 +192,7 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         if averager.rounds > held:
             fate.rounds.append(time.time())
         # What is on its way in the background is left alone otherwise.
-        if saves.when.due(step):
+        if workers or saves.when.due(step):
             survival.hold(lambda: saves.after(step))  # noqa: B023
         if room and step == room["step"]:
             full = survival.hold(lambda: fails_to_save(saves, step, number in room["workers"]))  # noqa: B023
