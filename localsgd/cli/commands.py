@@ -11,11 +11,14 @@ import click
 
 from localsgd.cli.launcher import LaunchError, find_mpirun
 from localsgd.cli.supervise import CANNOT_START, run_job
+from localsgd.cli.watching import watched
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
 from localsgd.simulate import Job, Model
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
 
@@ -32,6 +35,8 @@ def localsgd() -> None:
 @click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
 @click.option("--fault-tolerant", is_flag=True, help="Go on without workers that die.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
+@click.option("--telemetry", type=_FOLDER, help="Where every averager's rounds are written.")
+@click.option("--timeline", type=_FILE, help="Of all ranks, as JSON for Perfetto, at the end.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(
@@ -41,6 +46,8 @@ def run(
     tag_output: bool,
     fault_tolerant: bool,
     timeout_s: float | None,
+    telemetry: Path | None,
+    timeline: Path | None,
     module: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -55,15 +62,16 @@ def run(
         mpirun = find_mpirun()
         _check(ranks, hosts, layout)
         words = _words(command, module)
-        job = mpirun.job(
-            words,
-            ranks,
-            hosts=hosts,
-            layout=layout,
-            tag_output=tag_output,
-            fault_tolerant=fault_tolerant,
-        )
-        code = run_job(job, timeout_s)
+        with watched(telemetry, timeline):
+            job = mpirun.job(
+                words,
+                ranks,
+                hosts=hosts,
+                layout=layout,
+                tag_output=tag_output,
+                fault_tolerant=fault_tolerant,
+            )
+            code = run_job(job, timeout_s)
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
         code = CANNOT_START
@@ -187,4 +195,20 @@ def plan(
         job = Job(cluster, int(parameters), step_time, steps, dtype, layers)
         show_plan(job, model, target, picture)
     except (OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@localsgd.command()
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.option("--out", type=_FILE, default=Path("report.html"), show_default=True, help="The page.")
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw what telemetry has written into folders: one HTML page, and its pictures as PNGs.
+
+    Several runs are compared. The page needs no network and no other file.
+    """
+    from localsgd.cli.watching import write_report
+
+    try:
+        write_report(runs, out)
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
