@@ -81,6 +81,8 @@ class Telemetry:
         self._spread, self._recorder = spread, None
         # What calls of other groups have moved, less what was moved before.
         self._elsewhere = Traffic()
+        # Bytes so far, and after how many collectives and rounds they were added up.
+        self._moved, self._moved_at = {"sent": 0, "host_bytes": 0}, (-1, -1)
         self._anchor: list[np.ndarray[Any, Any]] | None = None
         self._measured: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -116,22 +118,21 @@ class Telemetry:
         """Notes the step that was taken, with numbers of it, as in ``loss=0.7``. Not collective."""
         if self._recorder is None:
             return
-        step = self.averager.step
-        moved = self._comm.traffic + self._elsewhere
-        host_bytes = moved.host_read + moved.host_written
-        self._recorder.write(
-            {
-                "kind": "step",
-                "step": step,
-                "at_s": self._clock(),
+        step, rounds = self.averager.step, self.averager.rounds
+        if (self._comm.begun, rounds) != self._moved_at:
+            # To add traffic up costs more than a line; most steps move nothing.
+            self._moved_at = self._comm.begun, rounds
+            moved = self._comm.traffic + self._elsewhere
+            self._moved = {
                 "sent": moved.sent,
-                "host_bytes": host_bytes,
-                **values,
+                "host_bytes": moved.host_read + moved.host_written,
             }
+        self._recorder.write(
+            {"kind": "step", "step": step, "at_s": self._clock(), **self._moved, **values}
         )
         if self._progress is not None:
-            nbytes = moved.sent + moved.received + host_bytes
-            self._progress.show(step, self.averager.rounds, nbytes, values.get("loss"))
+            nbytes = sum(self._moved.values())
+            self._progress.show(step, rounds, nbytes, values.get("loss"))
 
     def before(self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int) -> None:
         """Of the averager: a round may come."""
