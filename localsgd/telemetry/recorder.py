@@ -32,8 +32,16 @@ class Recorder:
         self._file = file
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Adds a line; numbers that are not finite become null, which JSON has for them."""
-        self._lines.append(json.dumps({key: _finite(value) for key, value in entry.items()}))
+        """Adds a line; numbers that are not finite become null, which JSON has for them.
+
+        Raises:
+            TypeError: for a value that is neither JSON nor a number.
+        """
+        try:
+            line = _encode(entry)
+        except ValueError:
+            line = _encode({key: _finite(value) for key, value in entry.items()})
+        self._lines.append(line)
         if time.monotonic() - self._written_at > _KEPT_S:
             self.flush()
 
@@ -48,6 +56,15 @@ class Recorder:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> float | None:
+    """A number of numpy or torch as one of Python."""
+    return _finite(float(value))
+
+
+# Made once: ``json.dumps`` with options makes one at every call.
+_encode = json.JSONEncoder(allow_nan=False, default=_number).encode
 
 
 def _write(file: int, lines: list[str]) -> None:

@@ -114,8 +114,12 @@ class Telemetry:
             self._progress = Progress.on_terminal(Path(folder), total_steps, progress)
         self.averager.observers.append(self)
 
-    def log(self, **values: float | int | str | None) -> None:
-        """Notes the step that was taken, with numbers of it, as in ``loss=0.7``. Not collective."""
+    def log(self, **values: Any) -> None:
+        """Notes the step that was taken, with numbers of it, as in ``loss=0.7``. Not collective.
+
+        Raises:
+            TypeError: for a value that is neither JSON nor a number.
+        """
         if self._recorder is None:
             return
         step, rounds = self.averager.step, self.averager.rounds
@@ -181,6 +185,10 @@ class Telemetry:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+    def __deepcopy__(self, memo: object) -> Telemetry:
+        """Itself: a copied averager is observed as well."""
+        return self
 
     def __enter__(self) -> Telemetry:
         return self

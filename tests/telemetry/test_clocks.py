@@ -24,6 +24,19 @@ def test_offsets_are_right_to_half_of_the_way_there_and_back(size: int) -> None:
         assert error_s < 1.0
 
 
+def test_the_quickest_answer_is_believed() -> None:
+    """Rank 0's clock stands at 100. Rank 1 asks at 10, 20, … and hears after 8, 6, 2, 4, … seconds:
+    at 31 it was 100, to a second."""
+    waits = (8, 6, 2, 4, 4, 4, 4, 4)
+    asking = iter([0.0, *(t for i, wait in enumerate(waits, 1) for t in (10.0 * i, 10 * i + wait))])
+
+    def work(comm: Communicator) -> tuple[float, float]:
+        found = aligned(comm, lambda: next(asking) if comm.rank else 100.0)
+        return found.offset_s, found.error_s
+
+    assert run_threads(2, work) == [(0.0, 0.0), (69.0, 1.0)]
+
+
 def test_nobody_ends_a_round_before_all_have_begun_it(tmp_path: Path) -> None:
     """By clocks that differ by hours it would look so."""
     errors: dict[int, float] = {}
@@ -44,6 +57,7 @@ def test_nobody_ends_a_round_before_all_have_begun_it(tmp_path: Path) -> None:
     for step in range(2, 21, 2):
         of_round = [line for line in run.rounds if line.step == step]
         assert len(of_round) == 3
+        assert min(line.begin_s for line in of_round) >= run.begin_s
         assert max(line.begin_s for line in of_round) <= (
             min(line.end_s for line in of_round) + 2 * error_s
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from localsgd import Communicator, Telemetry, run_threads
-from localsgd.telemetry import read_runs, timeline
+from localsgd.telemetry import RoundLine, Run, read_runs, timeline
 from workers import begin, drift
 
 
@@ -58,9 +59,25 @@ def test_slices_of_a_rank_are_nested(tmp_path: Path) -> None:
             "flush of 3 after step 5",
         ]
         assert names.count("local steps") == 3
+        beside = [entry for entry in slices if entry[2] != "wait"]
+        for (_, end_us, _), (begin_us, _, _) in pairwise(beside):
+            assert end_us <= begin_us + 1e-3
         open_until: list[float] = []
         for begin_us, end_us, _ in slices:
             while open_until and open_until[-1] <= begin_us + 1e-3:
                 open_until.pop()
             assert not open_until or end_us <= open_until[-1] + 1e-3
             open_until.append(end_us)
+
+
+def test_a_wait_in_the_background_is_drawn_as_long_as_it_held_training_up() -> None:
+    """Of 5 seconds in the background, 4 of them waiting, training stood still for one."""
+    line = RoundLine(0, "round", 4, 1, 12.0, 13.0, 5.0, 4.0, 8, 8, 0)
+    run = Run("a", 1, "", {0: (0, "here")}, {0: 10.0}, [line])
+    slices = [event for event in timeline([run])["traceEvents"] if event["ph"] == "X"]
+    assert [(event["cat"], event["ts"], event["dur"]) for event in slices] == [
+        ("steps", 0.0, 2e6),
+        ("round", 2e6, 1e6),
+        ("wait", 2e6, 1e6),
+    ]
+    assert slices[1]["args"]["hidden ms"] == 4000.0
