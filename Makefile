@@ -66,7 +66,7 @@ bench-methods: .venv-bench/ready ## Compare the methods on digits and characters
 	PYTHONPATH=examples .venv-bench/bin/python -m benchmarks.methods
 
 bench-recovery: .venv-bench/ready ## Measure what faults and checkpoints cost
-	.venv-bench/bin/python -m benchmarks checkpoint_stall recovery rejoin relaunch guard_cost
+	.venv-bench/bin/python -m benchmarks checkpoint_stall recovery rejoin relaunch guard_cost telemetry_cost
 
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap

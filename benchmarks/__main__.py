@@ -21,6 +21,7 @@ SCRIPTS = (
     "host_small",
     "host_scale",
     "guard_cost",
+    "telemetry_cost",
     "outer_cost",
     "codec_speed",
     "hosts_small",

@@ -45,6 +45,7 @@ from localsgd.methods import (
     StreamingDiLoCo,
 )
 from localsgd.schedules import AdaComm, Schedule, Timed, aligned, every, post_local, quadratic, when
+from localsgd.telemetry import Telemetry
 from localsgd.training import PostLocalSGDOptimizer
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "StreamingDiLoCo",
     "Subset",
     "Survival",
+    "Telemetry",
     "Timed",
     "Topology",
     "Traffic",

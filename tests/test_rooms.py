@@ -35,7 +35,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resizing": {"comm", "comm.contract"},
     "arrays": {"comm.contract", "checks", "resizing"},
     "simulate": {"comm", "comm.contract", "comm.memory", "checks"},
-    "cli": {"comm", "comm.memory", "comm.transports", "comm.waiting", "simulate"},
     "schedules": {"checks"},
     "lr": {"checks"},
     "data": {"comm", "comm.contract", "checks", "resizing"},
@@ -62,9 +61,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "elastic": {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "training", "checkpoint"),
     },
+    "telemetry": {"comm", "checks", "arrays", "schedules", "averagers"},
+    "cli": {"comm", "comm.memory", "comm.transports", "comm.waiting", "simulate", "telemetry"},
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
-        *("gossip", "training", "methods", "checkpoint", "elastic", "simulate"),
+        *("gossip", "training", "methods", "checkpoint", "elastic", "simulate", "telemetry"),
     },
     "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},

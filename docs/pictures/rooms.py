@@ -53,13 +53,14 @@ PLACES = {
     "methods": 0.22,
     "localsgd": 0.4,
     "simulate": 0.71,
+    "telemetry": 0.6,
     "cli": 0.63,
     "checkpoint": 0.12,
     "elastic": 0.5,
     "torch.elastic": 0.66,
 }
 # How many letters wide a room is that stands close to others, or has many files.
-LETTERS = {"schedules": 24, "averagers": 52, "cli": 32}
+LETTERS = {"schedules": 24, "averagers": 52, "cli": 32, "telemetry": 34}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 

@@ -1,7 +1,7 @@
 """What becomes of the workers' average."""
 
 from localsgd.averagers.agreeing import agreed_schedule, checked_codec, require_carried
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
@@ -10,6 +10,7 @@ from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.kept import Kept
 from localsgd.averagers.low_rank import LowRankAverager
+from localsgd.averagers.observing import WATCHERS, Kind, Observer, Round
 from localsgd.averagers.oneshot import average_parameters
 from localsgd.averagers.overlapped import OverlappedAverager
 from localsgd.averagers.participation import Participation
@@ -20,6 +21,7 @@ from localsgd.averagers.streaming import StreamingAverager
 
 __all__ = [
     "RAISING",
+    "WATCHERS",
     "Ahead",
     "Companion",
     "DirectionalAverager",
@@ -32,10 +34,12 @@ __all__ = [
     "Kind",
     "LowRankAverager",
     "ModelAverager",
+    "Observer",
     "OverlappedAverager",
     "Participation",
     "PeriodicModelAverager",
     "ProportionalAverager",
+    "Round",
     "Scheduled",
     "SparseAverager",
     "StreamingAverager",

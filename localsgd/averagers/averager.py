@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 from localsgd.arrays import Arena, Arenas, FlatArrays, as_arenas
 from localsgd.averagers.agreeing import agreed_participation, agreed_schedule
@@ -18,6 +18,7 @@ from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.guard import RAISING, Guard, Watch
 from localsgd.averagers.ledger import Ledger
+from localsgd.averagers.observing import WATCHERS, Kind, Observer, Round
 from localsgd.averagers.outer_steps import OuterSteps
 from localsgd.averagers.participation import Participation
 from localsgd.averagers.weighing import Weighing
@@ -28,8 +29,6 @@ from localsgd.comm.contract import Array, Communicator, Traffic, Update
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates
 from localsgd.schedules import DecidingSchedule, Schedule
-
-Kind: TypeAlias = Literal["round", "flush"]
 
 
 class ModelAverager(Weighing):
@@ -42,6 +41,7 @@ class ModelAverager(Weighing):
         mix: how much of its own value each worker keeps in a round, in [0, 1].
         rounds: the number of rounds held since this averager was made.
         traffic: what this worker has moved for them.
+        observers: are told of rounds, in this order; they change nothing.
     """
 
     mix: float = 0.0
@@ -91,11 +91,14 @@ class ModelAverager(Weighing):
         self._watch = Watch(guard, self.comm, equal=self._equal, leaves_out=self._leaves_out)
         self.step = self.rounds = 0
         self.traffic = Traffic()
+        self.observers: list[Observer] = []
         self._ledger = Ledger(1)
         self._outer = OuterSteps(outer, self.schedule, self.comm)
         self._compressed = CompressedRounds(
             compress, self.comm, error_feedback=error_feedback, together=self._outer.together
         )
+        for watch in WATCHERS:
+            watch(self)
 
     @property
     def outer(self) -> OuterOptimizer | None:
@@ -143,6 +146,7 @@ class ModelAverager(Weighing):
         group = self.group_due(self.step + 1)
         held = False
         if group is not None:
+            self._announce(arenas, group, "round", self.step + 1)
             held = self._round(arenas, group, along, "round", self.step + 1)
         self.comm.progress[0] = self.step = self.step + 1
         self._ledger.of_step = None
@@ -173,6 +177,7 @@ class ModelAverager(Weighing):
             return False
         if not self.begun:
             self.begin(arenas)
+        self._announce(arenas, self.comm, "flush", self.step)
         return self._round(arenas, self.comm, along, "flush", self.step)
 
     def mean_of(self, params: Arenas) -> dict[str, Array]:
@@ -351,6 +356,23 @@ class ModelAverager(Weighing):
                 raise
             self._watch.average(self.comm, params, None, label=label)
 
+    def _announce(
+        self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int
+    ) -> None:
+        for observer in tuple(self.observers):
+            observer.before(arenas, group, kind, step)
+
+    def _count_round(
+        self, arenas: Sequence[Arena], group: Communicator, kind: Kind, step: int, traffic: Traffic
+    ) -> None:
+        """Takes note of a round that was held."""
+        self.rounds += 1
+        self.traffic += traffic
+        if self.observers:
+            held = Round(kind, step, group, traffic, self._equal and not self.mix)
+            for observer in tuple(self.observers):
+                observer.after(arenas, held)
+
     def _decide(self, group: Communicator, kind: Kind, step: int) -> None:
         """Lets a schedule that goes by how training goes decide, after a round. Collective."""
         if kind == "round" and isinstance(self.schedule, DecidingSchedule):
@@ -397,7 +419,6 @@ class ModelAverager(Weighing):
         self._ledger.settle(self._level_of(group), step)
         self._outer.settle(group, step)
         self._compressed.settle(arenas, group, step)
-        self.rounds += 1
-        self.traffic += group.traffic - before
+        self._count_round(arenas, group, kind, step, group.traffic - before)
         self._watch.verify(group, arenas, kind, step)
         return True

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.kept import Kept
+from localsgd.averagers.observing import Kind
 from localsgd.checks import agreed_among, checked_count, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec, MismatchError
 from localsgd.comm.contract import Array, Communicator

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.anchor import Anchor
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.guard import RAISING, Guard
+from localsgd.averagers.observing import Kind
 from localsgd.checks import agreed_among, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, NotFiniteError
 from localsgd.comm.contract import Array, Communicator, Update

@@ -15,10 +15,11 @@ import numpy as np
 from localsgd.arrays import Arena, Arenas, as_arenas
 from localsgd.averagers.agreeing import agreed_outer
 from localsgd.averagers.anchor import step_whole
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.guard import Guard
 from localsgd.averagers.kept import Kept
+from localsgd.averagers.observing import Kind
 from localsgd.comm import NON_MEMBER, NoWeight
 from localsgd.comm.contract import Array, Communicator
 from localsgd.comm.dtypes import work_dtype
@@ -179,7 +180,6 @@ class MovesAverager(ModelAverager):
             companion.join(group, weight)
         self._decide(group, kind, step)
         self._ledger.settle(0, step)
-        self.rounds += 1
-        self.traffic += group.traffic - before
+        self._count_round(arenas, group, kind, step, group.traffic - before)
         self._watch.verify(group, arenas, kind, step)
         return True

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from localsgd.arrays import Arena, Arenas, as_arenas
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion
 from localsgd.averagers.guard import RAISING, Guard
+from localsgd.averagers.observing import Kind
 from localsgd.checks import checked_count, workers_of
 from localsgd.comm import NON_MEMBER, Codec
 from localsgd.comm.contract import Communicator, Update

@@ -17,11 +17,12 @@ from typing import Any
 
 from localsgd.arrays import Arena, Arenas, Plan, as_arenas, checked_plan, fragments_of
 from localsgd.averagers.agreeing import agreed_outer
-from localsgd.averagers.averager import Kind, ModelAverager
+from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion, taking_part
 from localsgd.averagers.compressed_rounds import CompressedRounds
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.ledger import Ledger
+from localsgd.averagers.observing import Kind
 from localsgd.averagers.stream import Stream, resized
 from localsgd.checks import agreed_among, checked_flag, checked_number, workers_of
 from localsgd.comm import NON_MEMBER, Codec
@@ -163,15 +164,17 @@ class StreamingAverager(ModelAverager):
         arenas, step = as_arenas(params), self.step + 1
         if not self.begun:
             self.begin(arenas)
+        if self.streaming.due(step):
+            self._announce(arenas, self.comm, "round", step)
         delay = self.streaming.delay
         if self.streaming.of_all(step):
             self._average_all(arenas, along, step)
         for index in self.streaming.arriving(step) if delay else ():
-            self._arrive(self._streams[index], arenas, self.mixing)
+            self._arrive(self._streams[index], arenas, self.mixing, "round", step)
         for index in self.streaming.leaving(step):
             self._leave(index, arenas, along, "round", step, behind=delay > 0)
             if not delay:
-                self._arrive(self._streams[index], arenas, self.mixing)
+                self._arrive(self._streams[index], arenas, self.mixing, "round", step)
         self.comm.progress[0] = self.step = step
         self._ledger.of_step = None
         return self.streaming.due(step)
@@ -186,17 +189,18 @@ class StreamingAverager(ModelAverager):
         arenas = as_arenas(params)
         if not self.begun:
             self.begin(arenas)
+        self._announce(arenas, self.comm, "flush", self.step)
         self.land(arenas)
         held = False
         for index, stream in enumerate(self._streams):
             self._leave(index, arenas, along, "flush", self.step, behind=False)
-            held = self._arrive(stream, arenas, 0.0) or held
+            held = self._arrive(stream, arenas, 0.0, "flush", self.step) or held
         return held
 
     def land(self, params: Arenas) -> None:
         """Waits for what is on its way, and lets it arrive now. Not collective."""
         for stream in self._streams:
-            self._arrive(stream, as_arenas(params), self.mixing)
+            self._arrive(stream, as_arenas(params), self.mixing, "round", self.step)
 
     def be_held(self) -> None:
         if any(stream.away for stream in self._streams):
@@ -315,11 +319,12 @@ class StreamingAverager(ModelAverager):
         )
         self._ledger.settle(index, step)
 
-    def _arrive(self, stream: Stream, arenas: Sequence[Arena], mixing: float) -> bool:
+    def _arrive(
+        self, stream: Stream, arenas: Sequence[Arena], mixing: float, kind: Kind, step: int
+    ) -> bool:
         held = stream.arrive(arenas, mixing)
         if held:
-            self.rounds += 1
-            self.traffic += stream.traffic
+            self._count_round(arenas, self.comm, kind, step, stream.traffic)
         return held
 
     def _check(self, saved: Sequence[Any]) -> None:

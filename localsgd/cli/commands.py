@@ -14,11 +14,14 @@ from localsgd.cli.attempt import CANNOT_START
 from localsgd.cli.launcher import Job, LaunchError, find_mpirun
 from localsgd.cli.placing import Placing
 from localsgd.cli.supervise import Plan, run_job
+from localsgd.cli.watching import watched
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
 from localsgd.simulate import Model, Workload
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
 
@@ -44,6 +47,8 @@ def localsgd() -> None:
 )
 @click.option("--respawn", is_flag=True, help="Start others in their place.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
+@click.option("--telemetry", type=_FOLDER, help="Where every averager's rounds are written.")
+@click.option("--timeline", type=_FILE, help="Of all ranks, as JSON for Perfetto, at the end.")
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(
@@ -56,6 +61,8 @@ def run(
     host_deadline_s: float,
     respawn: bool,
     timeout_s: float | None,
+    telemetry: Path | None,
+    timeline: Path | None,
     module: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -86,7 +93,8 @@ def run(
             )
 
         placing, agent = Placing.parse(ranks, hosts), Agent(mpirun.library, os.environ)
-        code = run_job(Plan(job, placing, agent, restarts, host_deadline_s, timeout_s))
+        with watched(telemetry, timeline):
+            code = run_job(Plan(job, placing, agent, restarts, host_deadline_s, timeout_s))
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
         code = CANNOT_START
@@ -217,4 +225,20 @@ def plan(
         job = Workload(cluster, int(parameters), step_time, steps, dtype, layers)
         show_plan(job, model, target, picture)
     except (OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@localsgd.command()
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.option("--out", type=_FILE, default=Path("report.html"), show_default=True, help="The page.")
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw what telemetry has written into folders: one HTML page, and its pictures as PNGs.
+
+    Several runs are compared. The page needs no network and no other file.
+    """
+    from localsgd.cli.watching import write_report
+
+    try:
+        write_report(runs, out)
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None

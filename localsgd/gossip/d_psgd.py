@@ -127,9 +127,8 @@ class Gossip(ModelAverager):
         for index, arena in enumerate(arenas):
             self._mix(index, arena, neighbours)
         self.mixed += 1
-        self.rounds += 1
         self._ledger.settle(0, step)
-        self.traffic += group.traffic - before
+        self._count_round(arenas, group, kind, step, group.traffic - before)
         return True
 
     def _serve(self, arenas: Sequence[Arena], neighbours: Neighbours) -> None:
