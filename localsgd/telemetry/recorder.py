@@ -60,7 +60,8 @@ def _finite(value: Any) -> Any:
 
 def _number(value: Any) -> float | None:
     """A number of numpy or torch as one of Python."""
-    return _finite(float(value))
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 # Made once: ``json.dumps`` with options makes one at every call.
