@@ -103,7 +103,9 @@ def test_the_table_has_what_the_launcher_sets() -> None:
 
 
 def test_variables_on_the_page_are_read_somewhere() -> None:
-    sources = "".join(path.read_text() for path in [*ROOT.glob("comm/**/*.py")])
+    sources = "".join(
+        path.read_text() for path in [*ROOT.glob("comm/**/*.py"), *ROOT.glob("localsgd/**/*.py")]
+    )
     for name in re.findall(r"LOCALSGD_\w+", PAGE.read_text()):
         assert f'"{name}"' in sources, name
 
