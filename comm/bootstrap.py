@@ -19,7 +19,7 @@ from .meeting import require_equal
 from .memory import CannotMap, Regions, why_not_shared
 from .reduction import ReducingTransport
 from .topology import HostsLike, Topology
-from .waiting import Clock, Mail, OnLate, Patience, Strangers, Waiter
+from .waiting import Clock, Mail, OnLate, Pace, Patience, Strangers, Waiter
 
 
 def connect(
@@ -30,6 +30,7 @@ def connect(
     deadline_s: float | None = None,
     on_late: OnLate | None = None,
     clock: Clock = time.monotonic,
+    pace: Pace | None = None,
 ) -> Group:
     """The group of all ranks of a transport; collective.
 
@@ -39,18 +40,21 @@ def connect(
         deadline_s, on_late: how long a rank waits for others, and what it does then; as in
             ``world``.
         clock: seconds.
+        pace: has the clock instead, where time is not the machine's.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
     patience = Patience.of(deadline_s, on_late)
-    waiter = Waiter(patience, Strangers(transport.rank, "no word yet", transport.check), clock)
+    clock = clock if pace is None else pace.now
+    strangers = Strangers(transport.rank, "no word yet", transport.check)
+    waiter = Waiter(patience, strangers, clock, None if pace is None else pace.pause)
     mail = Mail(transport, waiter)
     answers = mail.collect([_identity(), _asked(hosts, transport.size), reduction])
     require_equal([answer[2] for answer in answers], "reduction")
     topology = _settle(answers)
-    setting = Setting(patience, reduction, Regions(transport.rank), clock)
+    setting = Setting(patience, reduction, Regions(transport.rank), clock, None, pace)
     world = range(transport.size)
     try:
         return Group(transport, topology, world, 0, setting)

@@ -56,6 +56,7 @@ from .waiting import (
     Background,
     Clock,
     Mail,
+    Pace,
     Patience,
     Strangers,
     Waiter,
@@ -74,6 +75,7 @@ class Setting:
         regions: this rank's shared memory.
         clock: seconds.
         progress: what a rank shows in all groups; None before there is one.
+        pace: what has the clock, where time is not the machine's.
     """
 
     patience: Patience
@@ -81,6 +83,7 @@ class Setting:
     regions: Regions
     clock: Clock
     progress: Progress | None = None
+    pace: Pace | None = None
 
 
 class Group:
@@ -104,20 +107,24 @@ class Group:
             CannotMap: on every rank, if ranks of one host cannot map each other's memory.
         """
         self._setting, self._number, self._shrinks = setting, number, 0
-        self._background, self._told, self._earlier = Background(), False, Traffic()
+        pace = setting.pace
+        self._background = Background(None if pace is None else pace.executor)
+        self._told, self._earlier = False, Traffic()
         self._meet(transport, topology, world_ranks)
         leave_at_exit(self)
 
     def _meet(self, transport: Transport, topology: Topology, world_ranks: Sequence[int]) -> None:
         """Makes everything by which these ranks meet; collective."""
         setting = self._setting
+        pace, clock = setting.pace, setting.clock
+        pause = None if pace is None else pace.pause
         self.rank, self.size, self.topology = transport.rank, transport.size, topology
         self._transport = transport
         ranks = topology.neighbours(self.rank)
         self._neighbours = tuple(world_ranks[rank] for rank in ranks)
         self._world_ranks = tuple(world_ranks)
         strangers = Strangers(self.rank, "not joined", transport.check)
-        joining = Waiter(setting.patience, strangers, setting.clock)
+        joining = Waiter(setting.patience, strangers, clock, pause)
         pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
         self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
         progress = setting.progress or Progress(
@@ -133,9 +140,9 @@ class Group:
             topology,
             self._number,
             world_ranks,
-            setting.clock,
+            clock,
         )
-        self._waiter = Waiter(setting.patience, whereabouts, setting.clock)
+        self._waiter = Waiter(setting.patience, whereabouts, clock, pause)
         self._whereabouts = whereabouts
         self._mail = Mail(transport, self._waiter)
         self._entrance = Entrance(
@@ -155,7 +162,11 @@ class Group:
         if not self._one_host and isinstance(transport, ShrinkingTransport):
             transport.end_when_stopped(setting.patience.fail_after_s(0.0))
         self._collective = Collective(
-            self._background, self._entrance, self._board.moments, setting.clock
+            self._background,
+            self._entrance,
+            self._board.moments,
+            clock if pace is None else pace.begin,
+            clock if pace is None else pace.ends(self._moved, self._number),
         )
         self._own_errors = OwnErrors(self._entrance)
         native = transport if setting.reduction == "native" else None
@@ -180,7 +191,11 @@ class Group:
 
     @property
     def traffic(self) -> Traffic:
-        return self._earlier + Traffic(
+        return self._earlier + self._moved()
+
+    def _moved(self) -> Traffic:
+        """What this rank has moved since these ranks have met."""
+        return Traffic(
             self._collective.calls,
             self._reducer.host_read,
             self._reducer.host_written,
@@ -372,7 +387,9 @@ class Group:
         """Returns once the neighbours have given up, too; kills those that do not."""
         words = "they have not given up what they do"
         neighbours = Strangers(self.rank, words, lambda _: self._board.beat())
-        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock)
+        pace = self._setting.pace
+        pause = None if pace is None else pace.pause
+        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock, pause)
         try:
             waiter.until(lambda: not self._board.going_on(), self._board.going_on)
         except RankFailure as error:

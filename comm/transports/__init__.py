@@ -5,14 +5,18 @@
 
 from .settings import OPEN_MPI, find_program, names_in_files
 from .solo import SoloTransport, solo
-from .threads import current_group, run_threads
+from .threads import Key, Office, ThreadTransport, current_group, run_threads, run_workers
 
 __all__ = [
     "OPEN_MPI",
+    "Key",
+    "Office",
     "SoloTransport",
+    "ThreadTransport",
     "current_group",
     "find_program",
     "names_in_files",
     "run_threads",
+    "run_workers",
     "solo",
 ]

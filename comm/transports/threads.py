@@ -20,7 +20,7 @@ from ..topology import HostsLike
 from ..waiting import OnLate
 
 Result = TypeVar("Result")
-_Key = tuple[tuple[int, ...], int, int, int]
+Key = tuple[tuple[int, ...], int, int, int]
 
 _CURRENT = threading.local()
 _LOOK_AGAIN_S = 0.01
@@ -53,14 +53,38 @@ def run_threads(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 worker, got {size}")
-    office = _Office(size, fault_tolerant=fault_tolerant)
+    office = Office(size, fault_tolerant=fault_tolerant)
+    layout = hosts if hosts is not None else str(size)
+    results = run_workers(
+        office,
+        lambda transport: connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late),
+        work,
+        *args,
+    )
+    return [results[rank] for rank in sorted(results)]
+
+
+def run_workers(
+    office: Office,
+    connected: Callable[[ThreadTransport], Group],
+    work: Callable[..., Result],
+    *args: object,
+) -> dict[int, Result]:
+    """Runs ``work(comm, *args)`` on threads that meet in an office, as ``run_threads`` says.
+
+    Args:
+        connected: makes the group of a worker, of its transport.
+
+    Returns:
+        What each worker returned that was not lost.
+    """
+    size, fault_tolerant = office.size, office.fault_tolerant
     results: dict[int, Result] = {}
 
     def body(rank: int) -> None:
+        office.enter(rank)
         try:
-            layout = hosts if hosts is not None else str(size)
-            transport = ThreadTransport(office, rank)
-            comm = connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late)
+            comm = connected(ThreadTransport(office, rank))
             _CURRENT.group = comm
             results[rank] = work(comm, *args)
             comm.close()
@@ -86,7 +110,7 @@ def run_threads(
     for ended in () if results else office.ended.values():
         if ended is not None:
             raise ended
-    return [results[rank] for rank in sorted(results)]
+    return results
 
 
 def current_group() -> Group | None:
@@ -131,18 +155,57 @@ class _Left:
             return self._found[name]
 
 
-class _Office:
-    """What the workers of one run share: the mailboxes, and who has ended and how."""
+class Office:
+    """What the workers of one run share: the mailboxes, and who has ended and how.
+
+    Attributes:
+        ended: how each worker has ended that has.
+    """
 
     def __init__(self, size: int, *, fault_tolerant: bool) -> None:
         self.size, self.fault_tolerant = size, fault_tolerant
         self.left = _Left()
-        self.boxes: dict[_Key, deque[Array]] = defaultdict(deque)
+        self.boxes: dict[Key, deque[Array]] = defaultdict(deque)
         self.news: dict[tuple[tuple[int, ...], int], list[bytes]] = defaultdict(list)
         self.lock = threading.Lock()
         self.ended: dict[int, BaseException | None] = {}
         self.first_error: BaseException | None = None
         self.first_failed: int | None = None
+
+    def enter(self, rank: int) -> None:
+        """The thread of a worker begins."""
+
+    def put(self, key: Key, message: Array, sender: int, receiver: int) -> None:
+        """Puts a message into a box; workers are named by their number among all."""
+        with self.lock:
+            self.boxes[key].append(message)
+
+    def tell(self, key: tuple[tuple[int, ...], int], record: bytes, receiver: int) -> None:
+        """Leaves a record for a worker."""
+        with self.lock:
+            self.news[key].append(record)
+
+    def take(self, key: Key, into: Array, *, exact: bool) -> int | None:
+        """Moves the next message of a box; returns its length in bytes, or None without one.
+
+        Raises:
+            MismatchError: if it is to have the length of ``into`` and has another.
+        """
+        with self.lock:
+            box = self.boxes[key]
+            if not box:
+                return None
+            if exact:
+                require_length(box[0].size, into.size, key[1])
+            message = box.popleft()
+        into[: message.size] = message
+        return message.size
+
+    def meet(
+        self, name: tuple[int, ...], members: Sequence[int], me: int
+    ) -> tuple[tuple[int, ...], int]:
+        """Those members of a group that are left, once all have come here or ended."""
+        return self.left.meet(name, members, me, self.ended)
 
     def end(self, rank: int | None, error: BaseException | None) -> None:
         """A worker, or with None the program, has ended; an error may end everybody's waiting."""
@@ -162,7 +225,7 @@ class ThreadTransport:
 
     def __init__(
         self,
-        office: _Office,
+        office: Office,
         rank: int,
         members: Sequence[int] | None = None,
         name: tuple[int, ...] = (),
@@ -172,8 +235,8 @@ class ThreadTransport:
         self.rank, self.size = rank, len(self._members)
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
-        with self._office.lock:
-            self._office.boxes[self._name, self.rank, dest, tag].append(data.copy())
+        key = self._name, self.rank, dest, tag
+        self._office.put(key, data.copy(), self._members[self.rank], self._members[dest])
         return _Sent()
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
@@ -196,8 +259,7 @@ class ThreadTransport:
         )
 
     def announce(self, record: bytes, dest: int) -> None:
-        with self._office.lock:
-            self._office.news[self._name, dest].append(record)
+        self._office.tell((self._name, dest), record, self._members[dest])
 
     def news(self) -> Sequence[bytes]:
         with self._office.lock:
@@ -229,7 +291,7 @@ class ThreadTransport:
         office, me = self._office, self._members[self.rank]
         if not office.fault_tolerant:
             raise RankFailure("workers can be lost in run_threads(fault_tolerant=True) alone", [])
-        members, number = office.left.meet(self._name, self._members, me, office.ended)
+        members, number = office.meet(self._name, self._members, me)
         made = ThreadTransport(office, members.index(me), members, (*self._name, -number))
         return made, [self._members.index(member) for member in members]
 
@@ -243,20 +305,14 @@ class _Sent:
 
 
 class _Receipt:
-    def __init__(self, office: _Office, key: _Key, into: Array, *, exact: bool = True) -> None:
+    def __init__(self, office: Office, key: Key, into: Array, *, exact: bool = True) -> None:
         self._office, self._key, self._into, self._exact = office, key, into, exact
-        self._source, self._here = key[1], False
+        self._here = False
         self.nbytes = into.size
 
     def done(self) -> bool:
         if not self._here:
-            with self._office.lock:
-                box = self._office.boxes[self._key]
-                if box:
-                    message = box.popleft()
-                    if self._exact:
-                        require_length(message.size, self._into.size, self._source)
-                    self.nbytes = message.size
-                    self._into[: message.size] = message
-                    self._here = True
+            length = self._office.take(self._key, self._into, exact=self._exact)
+            if length is not None:
+                self.nbytes, self._here = length, True
         return self._here
