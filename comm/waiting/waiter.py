@@ -89,19 +89,16 @@ class Waiter:
             self.waited_s += self._clock() - begin
 
     def _let_others_go_on(self, pause: Pause, done: Callable[[], bool], missing: Missing) -> None:
-        can_go_on = True
-        while not done():
+        while True:
+            can_go_on = pause(done)
+            if done():
+                return
             absent = missing()
+            self._lookout.check(absent)
             if not can_go_on:
                 late = self._lookout.late(absent)
                 words = "; ".join(_lines(late))
                 raise RankSilent(f"nobody can go on{_where(late)}: {words}", late.ranks)
-            try:
-                self._lookout.check(absent)
-            except RankFailure:
-                if not done():
-                    raise
-            can_go_on = pause(done)
 
     def _wait_long(
         self, done: Callable[[], bool], missing: Missing, begin: float, nap_s: float

@@ -25,13 +25,16 @@ class Actor:
         place: what its worker shares with others without a message.
         done: what it waits for, if it does.
         stuck: whether it was woken since nobody could go on.
+        alarms: after how many of the stage it has looked around.
     """
 
     def __init__(self, worker: int, place: int) -> None:
         self.worker, self.place = worker, place
         self.done: Done | None = None
         self.stuck = False
-        self._turn = threading.Semaphore(0)
+        self.alarms = 0
+        self._turn = threading.Lock()
+        self._turn.acquire()
 
     def give_turn(self) -> None:
         self._turn.release()
@@ -57,6 +60,7 @@ class Stage:
         # Where something may have changed. Dictionaries, since they keep their order.
         self._changed_places: dict[int, None] = {}
         self._changed_workers: dict[int, None] = {}
+        self._alarms = 0
         self._alarm = self._alarmed = False
 
     def add(self, actor: Actor) -> None:
@@ -69,7 +73,7 @@ class Stage:
 
     def end(self, actor: Actor) -> None:
         """The thread that has the turn takes no more part; who waits is to look around."""
-        self._alarm = True
+        self.alarm()
         following = self._next(actor)
         if following is not None:
             following.give_turn()
@@ -86,6 +90,9 @@ class Stage:
         Returns:
             Whether anybody can go on.
         """
+        if actor.alarms != self._alarms:
+            actor.alarms = self._alarms
+            return True
         actor.done, actor.stuck = done, False
         self._of_place.setdefault(actor.place, {})[actor] = None
         self._of_worker.setdefault(actor.worker, {})[actor] = None
@@ -100,8 +107,9 @@ class Stage:
             heapq.heappush(self._events, (at, next(self._order), None, worker))
 
     def alarm(self) -> None:
-        """Lets everyone who waits look around."""
+        """Lets everyone look around who waits, or comes to wait."""
         self._alarm = True
+        self._alarms += 1
 
     def _switch(self, actor: Actor) -> None:
         following = self._next(actor)
