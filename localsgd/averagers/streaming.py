@@ -163,6 +163,7 @@ class StreamingAverager(ModelAverager):
         if not self.begun:
             self.begin(arenas)
         delay = self.streaming.delay
+        self.comm.progress[0] = step
         if self.streaming.of_all(step):
             self._average_all(arenas, along, step)
         for index in self.streaming.arriving(step) if delay else ():
@@ -171,7 +172,7 @@ class StreamingAverager(ModelAverager):
             self._leave(index, arenas, along, "round", step, behind=delay > 0)
             if not delay:
                 self._arrive(self._streams[index], arenas, self.mixing)
-        self.comm.progress[0] = self.step = step
+        self.step = step
         self._ledger.of_step = None
         return self.streaming.due(step)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from localsgd.comm.contract import Array
 from localsgd.comm.transports import Key, Office
 from localsgd.simulate.roads import Roads
-from localsgd.simulate.stage import Actor, Stage
+from localsgd.simulate.turns import Actor, Stage
 
 
 class Post(Office):
@@ -25,6 +25,7 @@ class Post(Office):
         self._actors, self._stage, self._roads = actors, stage, roads
         # When the messages of every box arrive, in their order.
         self._arrivals: dict[Key, list[float]] = {}
+        self._last_arrival = [0.0] * len(actors)
         self._here: dict[tuple[int, ...], set[int]] = {}
         self._left: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
 
@@ -37,6 +38,7 @@ class Post(Office):
             arrives = self._roads.arrival_s(now, message.size, sender, receiver)
         super().put(key, message, sender, receiver)
         self._arrivals.setdefault(key, []).append(arrives)
+        self._last_arrival[sender] = max(self._last_arrival[sender], arrives)
         self._stage.notify(receiver, arrives)
 
     def take(self, key: Key, into: Array, *, exact: bool) -> int | None:
@@ -65,8 +67,11 @@ class Post(Office):
         return self._left[name]
 
     def end(self, rank: int | None, error: BaseException | None) -> None:
-        super().end(rank, error)
         if rank is None:
+            super().end(rank, error)
             self._stage.alarm()
-        else:
-            self._stage.end(self._actors[rank])
+            return
+        # Who has ended is not waited for any more, so what it has sent is to arrive before.
+        self._stage.sleep(self._actors[rank], self._last_arrival[rank])
+        super().end(rank, error)
+        self._stage.end(self._actors[rank])

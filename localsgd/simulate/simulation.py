@@ -2,7 +2,7 @@
 
 Every worker is a thread with the communicator of all backends, so that the bits are those of any
 other backend with the same layout of hosts. Only time is a model: ``worker.py`` has that of steps,
-``roads.py`` that of messages and memory, ``stage.py`` the order in which things happen.
+``roads.py`` that of messages and memory, ``turns.py`` the order in which things happen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from localsgd.simulate.mishaps import SomeFaults, SomeStragglers, delay_of, lost
 from localsgd.simulate.post import Post
 from localsgd.simulate.roads import Roads
 from localsgd.simulate.rounds import Held, Rounds
-from localsgd.simulate.stage import Actor, Stage
+from localsgd.simulate.turns import Actor, Stage
 from localsgd.simulate.worker import Worker
 
 Result = TypeVar("Result")

@@ -17,7 +17,7 @@ from localsgd.comm import Traffic
 from localsgd.simulate.mishaps import Delay
 from localsgd.simulate.roads import Roads
 from localsgd.simulate.rounds import Rounds
-from localsgd.simulate.stage import Actor, Done, Stage
+from localsgd.simulate.turns import Actor, Done, Stage
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
