@@ -31,6 +31,7 @@ SCRIPTS = (
     "extra_memory",
     "checkpoint_stall",
     "recovery",
+    "simulate",
     "idle_step",
     "inner",
     "torch_step",
