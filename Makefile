@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts clean
+.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench-methods: .venv-bench/ready ## Compare the methods on digits and characters
 
 bench-recovery: .venv-bench/ready ## Measure what faults and checkpoints cost
 	.venv-bench/bin/python -m benchmarks checkpoint_stall recovery rejoin relaunch guard_cost telemetry_cost
+
+bench-simulate: .venv-bench/ready ## Measure simulations: speed, bits, and times against real hosts (needs root)
+	.venv-bench/bin/python -m benchmarks simulate
 
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap

@@ -34,6 +34,7 @@ SCRIPTS = (
     "recovery",
     "rejoin",
     "relaunch",
+    "simulate",
     "idle_step",
     "inner",
     "torch_step",

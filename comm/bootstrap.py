@@ -22,7 +22,7 @@ from .memory import CannotMap, Regions, why_not_shared
 from .reduction import ReducingTransport
 from .topology import HostsLike, Topology
 from .varying import GrowingTransport, JoiningTransport
-from .waiting import Clock, Mail, OnLate, Patience, Strangers, Waiter
+from .waiting import Clock, Mail, OnLate, Pace, Patience, Strangers, Waiter
 
 
 def connect(
@@ -33,6 +33,7 @@ def connect(
     deadline_s: float | None = None,
     on_late: OnLate | None = None,
     clock: Clock = time.monotonic,
+    pace: Pace | None = None,
 ) -> Group:
     """The group of all ranks of a transport; collective.
 
@@ -42,13 +43,16 @@ def connect(
         deadline_s, on_late: how long a rank waits for others, and what it does then; as in
             ``world``.
         clock: seconds.
+        pace: has the clock instead, where time is not the machine's.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
     if reduction == "native" and not isinstance(transport, ReducingTransport):
         raise ValueError("reduction 'native' needs MPI, got a group without it")
     patience = Patience.of(deadline_s, on_late)
-    waiter = Waiter(patience, Strangers(transport.rank, "no word yet", transport.check), clock)
+    clock = clock if pace is None else pace.now
+    strangers = Strangers(transport.rank, "no word yet", transport.check)
+    waiter = Waiter(patience, strangers, clock, None if pace is None else pace.pause)
     mail = Mail(transport, waiter)
     identity = _identity()
     answers = mail.collect([identity, _asked(hosts, transport.size), reduction])
@@ -58,7 +62,13 @@ def connect(
         isinstance(transport, GrowingTransport) and transport.growable
     )
     setting = Setting(
-        patience, reduction, Regions(transport.rank), clock, identity=identity, later=later
+        patience,
+        reduction,
+        Regions(transport.rank),
+        clock,
+        pace=pace,
+        identity=identity,
+        later=later,
     )
     given = answers[0][1] is not None
     homes = Homes.of(topology) if given else Homes(tuple(answer[0] for answer in answers), False)

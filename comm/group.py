@@ -57,7 +57,11 @@ class Group(Members):
 
     @property
     def traffic(self) -> Traffic:
-        return self._earlier + Traffic(
+        return self._earlier + self._moved()
+
+    def _moved(self) -> Traffic:
+        """What this rank has moved since these ranks have met."""
+        return Traffic(
             self._collective.calls,
             self._reducer.host_read,
             self._reducer.host_written,

@@ -36,6 +36,7 @@ from .waiting import (
     Background,
     Clock,
     Mail,
+    Pace,
     Patience,
     Strangers,
     Waiter,
@@ -54,6 +55,7 @@ class Setting:
         regions: this rank's shared memory.
         clock: seconds.
         progress: what a rank shows in all groups; None before there is one.
+        pace: what has the clock, where time is not the machine's.
         identity: of this rank's host.
         later: whether ranks that come later are to map memory of this one.
     """
@@ -63,6 +65,7 @@ class Setting:
     regions: Regions
     clock: Clock
     progress: Progress | None = None
+    pace: Pace | None = None
     identity: str = ""
     later: bool = False
 
@@ -96,7 +99,9 @@ class Members(ABC):
         self._setting, self._number, self._changes, self.homes = setting, number, 0, homes
         # What number in the world the next rank gets: one that nobody has had.
         self._next = max(world_ranks) + 1
-        self._background, self._told, self._earlier = Background(), False, Traffic()
+        pace = setting.pace
+        self._background = Background(None if pace is None else pace.executor)
+        self._told, self._earlier = False, Traffic()
         # How the group has grown, as long as not all are known to have met since.
         self._growing: Change | None = None
         self._meet(transport, topology, world_ranks)
@@ -117,6 +122,9 @@ class Members(ABC):
     def traffic(self) -> Traffic: ...
 
     @abstractmethod
+    def _moved(self) -> Traffic: ...
+
+    @abstractmethod
     def shard(self, count: int) -> slice: ...
 
     def _meet(self, transport: Transport, topology: Topology, world_ranks: Sequence[int]) -> None:
@@ -128,7 +136,9 @@ class Members(ABC):
         self._neighbours = tuple(world_ranks[rank] for rank in ranks)
         self._world_ranks = tuple(world_ranks)
         strangers = Strangers(self.rank, "not joined", transport.check)
-        joining = Waiter(setting.patience, strangers, setting.clock)
+        pace, clock = setting.pace, setting.clock
+        pause = None if pace is None else pace.pause
+        joining = Waiter(setting.patience, strangers, clock, pause)
         pages = share(Mail(transport, joining), topology, self.rank, PAGE_BYTES)
         self._board = Board(pages.blocks, ranks, pages.pids, self.rank)
         progress = setting.progress or Progress(
@@ -144,9 +154,9 @@ class Members(ABC):
             topology,
             self._number,
             world_ranks,
-            setting.clock,
+            clock,
         )
-        self._waiter = Waiter(setting.patience, whereabouts, setting.clock)
+        self._waiter = Waiter(setting.patience, whereabouts, clock, pause)
         self._whereabouts = whereabouts
         self._mail = Mail(transport, self._waiter)
         self._entrance = Entrance(
@@ -166,7 +176,11 @@ class Members(ABC):
         if not self._one_host and isinstance(transport, ShrinkingTransport):
             transport.end_when_stopped(setting.patience.fail_after_s(0.0))
         self._collective = Collective(
-            self._background, self._entrance, self._board.moments, setting.clock
+            self._background,
+            self._entrance,
+            self._board.moments,
+            clock if pace is None else pace.begin,
+            clock if pace is None else pace.ends(self._moved, self._number),
         )
         self._own_errors = OwnErrors(self._entrance)
         native = transport if setting.reduction == "native" else None
@@ -326,7 +340,9 @@ class Members(ABC):
         """Returns once the neighbours have given up, too; kills those that do not."""
         words = "they have not given up what they do"
         neighbours = Strangers(self.rank, words, lambda _: self._board.beat())
-        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock)
+        pace = self._setting.pace
+        pause = None if pace is None else pace.pause
+        waiter = Waiter(Patience(deadline_s), neighbours, self._setting.clock, pause)
         try:
             waiter.until(lambda: not self._board.going_on(), self._board.going_on)
         except RankFailure as error:

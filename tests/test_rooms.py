@@ -34,7 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"comm", "comm.contract"},
     "resizing": {"comm", "comm.contract"},
     "arrays": {"comm.contract", "checks", "resizing"},
-    "simulate": {"comm", "comm.contract", "comm.memory", "checks"},
+    "simulate": {
+        *("comm", "comm.contract", "comm.memory", "comm.group", "comm.transports", "checks"),
+    },
     "schedules": {"checks"},
     "lr": {"checks"},
     "data": {"comm", "comm.contract", "checks", "resizing"},

@@ -59,8 +59,16 @@ class Exchange:
             pairs = zip(self._sources, arrivals, strict=True)
             return [source.rank for source, arrival in pairs if not arrival.done()]
 
+        still = arrivals[::-1]
+
+        def all_here() -> bool:
+            while still and still[-1].done():
+                still.pop()
+            return not still
+
+        mail.until(all_here, missing)
         for source, arrival in zip(self._sources, arrivals, strict=True):
-            nbytes = mail.wait_up_to(arrival, missing, source.table_bytes)
+            nbytes = mail.count_up_to(arrival, source.table_bytes)
             tables[source.host] = bytes(source.into.data[: source.table_bytes])
             self.offers[source.host] = source.into[source.table_bytes : nbytes]
         for sent, dest in zip(outgoing, self.readers, strict=True):

@@ -20,11 +20,25 @@ class Collective:
     """
 
     def __init__(
-        self, background: Background, entrance: Entrance, moments: memoryview[float], clock: Clock
+        self,
+        background: Background,
+        entrance: Entrance,
+        moments: memoryview[float],
+        begins: Clock,
+        ends: Clock,
     ) -> None:
-        """``moments``: where to store when a verb begins and when it ends."""
+        """
+        Args:
+            moments: where to store when a verb begins and when it ends.
+            begins, ends: the clocks for that.
+        """
         self.calls, self.seconds, self.closed, self.forked_from = 0, 0.0, False, ""
-        self._background, self._entrance, self._clock = background, entrance, clock
+        self._background, self._entrance, self._begins, self._ends = (
+            background,
+            entrance,
+            begins,
+            ends,
+        )
         self._begin, self._moments = 0.0, moments
 
     def __enter__(self) -> None:
@@ -33,7 +47,7 @@ class Collective:
         self._background.drain()
         if self._entrance.failed:
             self._entrance.require_part()
-        self._moments[0] = self._begin = self._clock()
+        self._moments[0] = self._begin = self._begins()
 
     def require_open(self) -> None:
         if self.forked_from:
@@ -46,7 +60,7 @@ class Collective:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.calls += 1
-        self._moments[1] = end = self._clock()
+        self._moments[1] = end = self._ends()
         self.seconds += end - self._begin
         if error is None:
             return

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from ..contract import Array, Json
-from ..errors import MismatchError, RankFailure
+from ..errors import MismatchError, RankFailure, require_length
 
 Key = tuple[tuple[int, ...], int, int, int]
 Name = tuple[int, ...]
@@ -45,6 +45,7 @@ class Office:
 
     Attributes:
         workers: how many there have been so far; they are numbered from 0.
+        ended: how each worker has ended that has.
     """
 
     def __init__(self, size: int, *, fault_tolerant: bool, respawn: bool = False) -> None:
@@ -59,6 +60,41 @@ class Office:
         self.ended: dict[int, BaseException | None] = {}
         self.first_error: BaseException | None = None
         self.first_failed: int | None = None
+
+    def enter(self, rank: int) -> None:
+        """The thread of a worker begins."""
+
+    def put(self, key: Key, message: Array, sender: int, receiver: int) -> None:
+        """Puts a message into a box; workers are named by their number among all."""
+        with self.lock:
+            self.boxes[key].append(message)
+
+    def tell(self, key: tuple[tuple[int, ...], int], record: bytes, receiver: int) -> None:
+        """Leaves a record for a worker."""
+        with self.lock:
+            self.news[key].append(record)
+
+    def take(self, key: Key, into: Array, *, exact: bool) -> int | None:
+        """Moves the next message of a box; returns its length in bytes, or None without one.
+
+        Raises:
+            MismatchError: if it is to have the length of ``into`` and has another.
+        """
+        with self.lock:
+            box = self.boxes[key]
+            if not box:
+                return None
+            if exact:
+                require_length(box[0].size, into.size, key[1])
+            message = box.popleft()
+        into[: message.size] = message
+        return message.size
+
+    def meet(
+        self, name: tuple[int, ...], members: Sequence[int], me: int
+    ) -> tuple[tuple[int, ...], int]:
+        """Those members of a group that are left, once all have come here or ended."""
+        return self.left.meet(name, members, me, self.ended)
 
     def summon(self, starter: int) -> None:
         """Starts one worker more."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..bootstrap import connect
 from ..contract import Array, Arrival, Json, Pending
-from ..errors import RankFailure, name_ranks, require_length
+from ..errors import RankFailure, name_ranks
 from ..group import Group
 from ..topology import HostsLike
 from ..waiting import OnLate
@@ -59,17 +59,43 @@ def run_threads(
     if respawn and not fault_tolerant:
         raise ValueError("respawn must be of a fault-tolerant run, got fault_tolerant=False")
     office = Office(size, fault_tolerant=fault_tolerant, respawn=respawn)
+
+    def connected(transport: ThreadTransport | NewThread) -> Group:
+        first = isinstance(transport, ThreadTransport)
+        layout: HostsLike = hosts if hosts is not None else str(size)
+        layout = layout if first else "1"
+        return connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late)
+
+    results = run_workers(office, connected, work, *args)
+    return [results[worker] for worker in sorted(results)]
+
+
+def run_workers(
+    office: Office,
+    connected: Callable[[ThreadTransport | NewThread], Group],
+    work: Callable[..., Result],
+    *args: object,
+) -> dict[int, Result]:
+    """Runs ``work(comm, *args)`` on threads that meet in an office, as ``run_threads`` says.
+
+    Args:
+        connected: makes the group of a worker, of its transport.
+
+    Returns:
+        What each worker returned that was not lost.
+    """
+    size, fault_tolerant = office.size, office.fault_tolerant
     results: dict[int, Result] = {}
     threads: dict[int, threading.Thread] = {}
 
     def body(worker: int) -> None:
-        is_first = worker < size
         _CURRENT.group = None
+        office.enter(worker)
         try:
-            layout: HostsLike = hosts if hosts is not None and is_first else str(size)
-            transport = ThreadTransport(office, worker) if is_first else NewThread(office, worker)
-            layout = layout if is_first else "1"
-            comm = connect(transport, hosts=layout, deadline_s=deadline_s, on_late=on_late)
+            first = worker < size
+            comm = connected(
+                ThreadTransport(office, worker) if first else NewThread(office, worker)
+            )
             _CURRENT.group = comm
             result = work(comm, *args)
             if not comm.joining:
@@ -102,7 +128,7 @@ def run_threads(
     for ended in () if results else list(office.ended.values()):
         if ended is not None:
             raise ended
-    return [results[rank] for rank in sorted(results)]
+    return results
 
 
 def current_group() -> Group | None:
@@ -140,8 +166,8 @@ class ThreadTransport:
         self.rank, self.size = rank, len(self._members)
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
-        with self._office.lock:
-            self._office.boxes[self._name, self.rank, dest, tag].append(data.copy())
+        key = self._name, self.rank, dest, tag
+        self._office.put(key, data.copy(), self._members[self.rank], self._members[dest])
         return _Sent()
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
@@ -164,8 +190,7 @@ class ThreadTransport:
         )
 
     def announce(self, record: bytes, dest: int) -> None:
-        with self._office.lock:
-            self._office.news[self._name, dest].append(record)
+        self._office.tell((self._name, dest), record, self._members[dest])
 
     def news(self) -> Sequence[bytes]:
         with self._office.lock:
@@ -197,7 +222,7 @@ class ThreadTransport:
         office, me = self._office, self._members[self.rank]
         if not office.fault_tolerant:
             raise RankFailure("workers can be lost in run_threads(fault_tolerant=True) alone", [])
-        members, number = office.left.meet(self._name, self._members, me, office.ended)
+        members, number = office.meet(self._name, self._members, me)
         made = ThreadTransport(office, members.index(me), members, (*self._name, -number))
         return made, [self._members.index(member) for member in members]
 
@@ -250,18 +275,12 @@ class _Sent:
 class _Receipt:
     def __init__(self, office: Office, key: Key, into: Array, *, exact: bool = True) -> None:
         self._office, self._key, self._into, self._exact = office, key, into, exact
-        self._source, self._here = key[1], False
+        self._here = False
         self.nbytes = into.size
 
     def done(self) -> bool:
         if not self._here:
-            with self._office.lock:
-                box = self._office.boxes[self._key]
-                if box:
-                    message = box.popleft()
-                    if self._exact:
-                        require_length(message.size, self._into.size, self._source)
-                    self.nbytes = message.size
-                    self._into[: message.size] = message
-                    self._here = True
+            length = self._office.take(self._key, self._into, exact=self._exact)
+            if length is not None:
+                self.nbytes, self._here = length, True
         return self._here

@@ -6,6 +6,7 @@ from .launched import launcher, mark_copy, started_by_rank, take_rank
 from .leaving import check_all, fail_all, leave_all, leave_at_exit
 from .lookout import Late, Lookout, Strangers
 from .mail import CONTROL, DIRECT, GATHERED, MEAN, RESULT, Mail
+from .pace import Pace
 from .patience import OnLate, Patience
 from .waiter import BEHIND, Clock, Waiter
 
@@ -22,6 +23,7 @@ __all__ = [
     "Lookout",
     "Mail",
     "OnLate",
+    "Pace",
     "Patience",
     "Strangers",
     "Waiter",

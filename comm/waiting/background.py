@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from concurrent.futures import wait as wait_for
 
 from .waiter import BEHIND
 
@@ -42,14 +41,16 @@ class Work:
 class Background:
     """Runs one thing at a time; its thread starts with the first."""
 
-    def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
+    def __init__(self, made: Callable[[], Executor] | None = None) -> None:
+        """``made()``: what has the thread; None for the usual."""
+        self._made = made or (lambda: ThreadPoolExecutor(1, "localsgd-background"))
+        self._executor: Executor | None = None
         self._issued: list[Future[None]] = []
         self._thread: int | None = None
 
     def start(self, work: Callable[[], None]) -> Work:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "localsgd-background")
+            self._executor = self._made()
 
         def run() -> None:
             self._thread = threading.get_ident()
@@ -64,7 +65,9 @@ class Background:
     def drain(self) -> None:
         """Returns once everything issued has ended, unless called by that work itself."""
         if self._issued and not self._is_own_thread():
-            wait_for(self._issued)
+            for future in self._issued:
+                # What it raised is for whoever waits for it.
+                future.exception()
             self._issued.clear()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,9 +56,12 @@ class Mail:
         """Starts receiving what ``send_part`` sends, of as many bytes as ``into`` or fewer."""
         return self._transport.receive_up_to(into, source, CONTROL)
 
-    def wait_up_to(self, arrival: Arrival, missing: Missing, control: int) -> int:
+    def until(self, done: Callable[[], bool], missing: Missing) -> None:
+        """Returns once ``done()``; ``missing()`` are the ranks that keep it from being so."""
+        self._waiter.until(done, missing)
+
+    def count_up_to(self, arrival: Arrival, control: int) -> int:
         """The length in bytes of what has come; ``control`` of them are none of the payload."""
-        self._waiter.until(arrival.done, missing)
         self.received += arrival.nbytes - control
         return arrival.nbytes
 

@@ -34,6 +34,7 @@ _MOST_LINES = 8
 
 Clock = Callable[[], float]
 Missing = Callable[[], Sequence[int]]
+Pause = Callable[[Callable[[], bool]], bool]
 
 # Whether this thread works beside one that computes.
 BEHIND: ContextVar[bool] = ContextVar("BEHIND", default=False)
@@ -46,16 +47,24 @@ class Waiter:
         waited_s: seconds spent waiting so far.
     """
 
-    def __init__(self, patience: Patience, lookout: Lookout, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        patience: Patience,
+        lookout: Lookout,
+        clock: Clock = time.monotonic,
+        pause: Pause | None = None,
+    ) -> None:
         """
         Args:
             patience: how long a wait may last.
             lookout: what can be known of the others.
             clock: seconds.
+            pause: waits in place of naps, as ``Pace`` says; then a wait has no deadline and lasts
+                until nobody can go on.
         """
         self.waited_s = 0.0
         self._patience, self._lookout, self._clock = patience, lookout, clock
-        self._usual = Usual()
+        self._usual, self._pause = Usual(), pause
 
     @property
     def deadline_s(self) -> float:
@@ -68,6 +77,9 @@ class Waiter:
             return
         begin, behind = self._clock(), BEHIND.get()
         try:
+            if self._pause is not None:
+                self._let_others_go_on(self._pause, done, missing)
+                return
             for _ in range(_SPINS_BEHIND if behind else _SPINS):
                 os.sched_yield()
                 if done():
@@ -75,6 +87,18 @@ class Waiter:
             self._wait_long(done, missing, begin, _NAP_BEHIND_S if behind else _NAP_S)
         finally:
             self.waited_s += self._clock() - begin
+
+    def _let_others_go_on(self, pause: Pause, done: Callable[[], bool], missing: Missing) -> None:
+        while True:
+            can_go_on = pause(done)
+            if done():
+                return
+            absent = missing()
+            self._lookout.check(absent)
+            if not can_go_on:
+                late = self._lookout.late(absent)
+                words = "; ".join(_lines(late))
+                raise RankSilent(f"nobody can go on{_where(late)}: {words}", late.ranks)
 
     def _wait_long(
         self, done: Callable[[], bool], missing: Missing, begin: float, nap_s: float

@@ -145,10 +145,12 @@ class ModelAverager(Weighing):
         arenas = as_arenas(params)
         group = self.group_due(self.step + 1)
         held = False
+        # Taken whether or not the round comes to its end.
+        self.comm.progress[0] = self.step + 1
         if group is not None:
             self._announce(arenas, group, "round", self.step + 1)
             held = self._round(arenas, group, along, "round", self.step + 1)
-        self.comm.progress[0] = self.step = self.step + 1
+        self.step += 1
         self._ledger.of_step = None
         return held
 

@@ -167,6 +167,7 @@ class StreamingAverager(ModelAverager):
         if self.streaming.due(step):
             self._announce(arenas, self.comm, "round", step)
         delay = self.streaming.delay
+        self.comm.progress[0] = step
         if self.streaming.of_all(step):
             self._average_all(arenas, along, step)
         for index in self.streaming.arriving(step) if delay else ():
@@ -175,7 +176,7 @@ class StreamingAverager(ModelAverager):
             self._leave(index, arenas, along, "round", step, behind=delay > 0)
             if not delay:
                 self._arrive(self._streams[index], arenas, self.mixing, "round", step)
-        self.comm.progress[0] = self.step = step
+        self.step = step
         self._ledger.of_step = None
         return self.streaming.due(step)
 

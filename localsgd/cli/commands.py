@@ -18,7 +18,8 @@ from localsgd.cli.watching import watched
 from localsgd.comm import Topology
 from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
-from localsgd.simulate import Model, Workload
+from localsgd.simulate import Faults, Model, Stragglers, Workload
+from localsgd.simulate import simulate as simulated
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -242,3 +243,53 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
         write_report(runs, out)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+
+
+@localsgd.command()
+@click.option("--workers", type=click.IntRange(1), required=True, help="How many, all together.")
+@click.option("--hosts", help="As in 4x8, or 2+1; by default every worker has its own.")
+@click.option(
+    "--network",
+    required=True,
+    help="As in 'host=50GB/s,1us; wan=100Mbit/s,50ms', from the inside out.",
+)
+@click.option("--step-time", type=float, help="Seconds of a local step; by default, measured.")
+@click.option(
+    "--stragglers", type=(float, float), help="A step's chance to be slow, and seconds that adds."
+)
+@click.option("--lost-after", type=float, help="Mean seconds after which a worker is lost.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what goes wrong.")
+@click.argument("script", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("arguments", nargs=-1)
+def simulate(
+    workers: int,
+    hosts: str | None,
+    network: str,
+    step_time: float | None,
+    stragglers: tuple[float, float] | None,
+    lost_after: float | None,
+    seed: int,
+    script: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT on simulated workers and say how long it would take on that network.
+
+    The workers are threads of this process: world() in the script gives each its own group.
+    Options of the script go after --.
+    """
+    from localsgd.cli.simulated import function_of, show_simulated
+
+    try:
+        found = simulated(
+            function_of(script, arguments),
+            workers=workers,
+            hosts=hosts,
+            network=network,
+            step_time_s=step_time,
+            stragglers=None if stragglers is None else Stragglers(*stragglers),
+            faults=None if lost_after is None else Faults(lost_after),
+            seed=seed,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    show_simulated(found)
