@@ -253,7 +253,8 @@ def test_workers_are_added_to_a_job_that_runs() -> None:
         return comm.rank, survival.lost, arena.flat.tobytes()
 
     found = run_threads(2, body, fault_tolerant=True, respawn=True)
-    assert [one[:2] for one in found] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    # Of two that are started at once either may come first.
+    assert sorted(one[:2] for one in found) == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert len({one[2] for one in found}) == 1
 
 

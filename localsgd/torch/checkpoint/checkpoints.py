@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 from torch import Generator
 from torch.nn import Module
 
@@ -93,7 +92,7 @@ def _other_numbers(saved: SavedStates) -> Any:
     turns = saved.comm.rank // saved.before.size
     if not turns:
         return saved.own
-    digest = sha256(np.asarray(saved.own).tobytes() + turns.to_bytes(8, "little")).digest()
+    digest = sha256(saved.own.tobytes() + turns.to_bytes(8, "little")).digest()
     made = Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return made.get_state().numpy()
 
