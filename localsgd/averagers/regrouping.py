@@ -16,6 +16,7 @@ import numpy as np
 from localsgd.averagers.anchor import Anchor, Flat
 from localsgd.comm.changes import Change
 from localsgd.comm.contract import Array, Communicator
+from localsgd.resizing import gathered
 
 
 class Shards(Protocol):
@@ -52,46 +53,24 @@ def regrouped(
         begun: how many collectives the group had begun before it.
     """
     made.rounds = comm.collect(0 if anchor is None else anchor.rounds)[0]
-    offers = comm.collect([] if anchor is None else anchor.readable(change, begun))
-    readers = {number: rank for rank, number in enumerate(change.numbers)}
-    for rank, numbers in enumerate(offers):
-        for number in numbers:
-            readers.setdefault(number, rank)
+    mine: list[int] = []
+    if anchor is not None:
+        mine = [change.numbers[comm.rank], *anchor.readable(change, begun)]
     for index, buffer in enumerate(buffers):
-        numbers = range(change.before.size)
-        shards = [change.before.shard(buffer.flat.size, number) for number in numbers]
-        lost = [part for number, part in enumerate(shards) if number not in readers]
+        count, before = buffer.flat.size, change.before
+        parts = [(before.shard(count, number), number) for number in mine]
+        parts.sort(key=lambda entry: (entry[0].start, entry[0].stop))
         for key in made.keys(index):
-            whole = _whole(anchor, index, key, shards, readers, comm, change)
-            if any(part.start < part.stop for part in lost) and key == made.keys(index)[0]:
+            read = [
+                anchor.read(index, key, number, part.stop - part.start, change)
+                for part, number in parts
+                if anchor is not None
+            ]
+            values = np.concatenate(read) if read else np.zeros(0, np.uint8)
+            whole, lost = gathered([part for part, _ in parts], values, count, comm)
+            if lost and key == made.keys(index)[0]:
                 mean = buffer.flat.copy()
                 comm.allreduce(mean, "mean", label="what nobody has any more")
                 for part in lost:
                     whole[part] = mean[part]
             made.put(index, key, whole)
-
-
-def _whole(
-    anchor: Shards | None,
-    index: int,
-    key: str,
-    shards: Sequence[slice],
-    readers: dict[int, int],
-    comm: Communicator,
-    change: Change,
-) -> Array:
-    """All shards that somebody can read, on every rank; zeros elsewhere."""
-    mine = [
-        anchor.read(index, key, number, part.stop - part.start, change)
-        for number, part in enumerate(shards)
-        if readers.get(number) == comm.rank and anchor is not None
-    ]
-    found = comm.gather(np.concatenate(mine) if mine else np.zeros(0, np.uint8))
-    whole = np.zeros(max(part.stop for part in shards), found[0].dtype)
-    places = [0] * comm.size
-    for number, part in enumerate(shards):
-        if number in readers:
-            rank, length = readers[number], part.stop - part.start
-            whole[part] = found[rank][places[rank] : places[rank] + length]
-            places[rank] += length
-    return whole
