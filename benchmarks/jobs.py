@@ -87,6 +87,24 @@ def run_on_hosts(
         return _answer(hosts.run(_command(python, module, options), timeout_s=LIMIT_S))
 
 
+def run_losing(module: str, layout: str, options: Mapping[str, Any], *flags: str) -> None:
+    """Runs a job that goes on without workers that it loses; what they note is in files.
+
+    Args:
+        flags: of ``localsgd run``, besides.
+    """
+    ranks = str(sum(map(int, layout.split("+"))))
+    words = ["run", "--fault-tolerant", *flags, "-n", ranks, "--layout", layout, "-m"]
+    words += [module, _WORKER, json.dumps(options)]
+    subprocess.run(
+        [sys.executable, "-m", "localsgd.cli", *words],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
+
+
 def run_alone(module: str, options: Mapping[str, Any]) -> Any:
     """What a worker that needs no MPI returned, from a fresh process."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import localsgd
-from benchmarks.jobs import LIMIT_S, ROOT, script
+from benchmarks.jobs import run_losing, script
 from benchmarks.report import Goal, Report
 from localsgd import Arena, DiLoCo, Survival, optim
 
@@ -48,15 +45,7 @@ def recovery_s(layout: str, kind: str, turn: int) -> float:
     """Of one job, without the deadline that a silent worker is given."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"folder": folder, "kind": kind, "victim": turn % 4, "step": 5 + turn % 2}
-        words = ["run", "--fault-tolerant", "-n", "4", "--layout", layout, "-m"]
-        words += ["benchmarks.recovery", "--worker", json.dumps(options)]
-        subprocess.run(
-            [sys.executable, "-m", "localsgd.cli", *words],
-            cwd=ROOT,
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=True,
-        )
+        run_losing("benchmarks.recovery", layout, options)
         struck = float((Path(folder) / "struck").read_text())
         rounds = map(float, (Path(folder) / "rounds").read_text().split())
         waited = DEADLINE_S if kind == "SIGSTOP" else 0.0

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import localsgd
-from benchmarks.jobs import LIMIT_S, ROOT, script
+from benchmarks.jobs import run_losing, script
 from benchmarks.report import Goal, Report
 from localsgd import Arena, DiLoCo, Survival, optim
 
@@ -57,15 +54,7 @@ def rejoin_s(layout: str, turn: int) -> tuple[float, float]:
     """From the loss to the first round of the new worker, and the slowest step meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"folder": folder, "victim": turn % 4, "step": 5 + turn % 2}
-        words = ["run", "--fault-tolerant", "--respawn", "-n", "4", "--layout", layout, "-m"]
-        words += ["benchmarks.rejoin", "--worker", json.dumps(options)]
-        subprocess.run(
-            [sys.executable, "-m", "localsgd.cli", *words],
-            cwd=ROOT,
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=True,
-        )
+        run_losing("benchmarks.rejoin", layout, options, "--respawn")
         times = [float((Path(folder) / name).read_text()) for name in ("struck", "joined")]
         return times[1] - times[0], float((Path(folder) / "slowest").read_text())
 
