@@ -136,7 +136,11 @@ def jobs_in_turn(ways: Mapping[str, Callable[[], Times]], jobs: int) -> dict[str
 
 
 def script(
-    measure: Callable[[int], Report], worker: Callable[[Mapping[str, Any]], Any], rounds: int
+    measure: Callable[[int], Report],
+    worker: Callable[[Mapping[str, Any]], Any],
+    rounds: int,
+    *,
+    compile_first: bool = True,
 ) -> None:
     """The body of every script: measures and prints, or works where ``run_…`` started it.
 
@@ -144,9 +148,13 @@ def script(
         measure: ``measure(rounds)``, in the process that a person started.
         worker: ``worker(options)``, on every rank; what it returns on rank 0 comes back.
         rounds: turns of every way, unless ``--rounds`` gives another number.
+        compile_first: whether loops are compiled where they are first used, so that turns to warm
+            up do it, or in the background, as usual.
     """
     words = sys.argv[1:]
     if words[:1] == [_WORKER]:
+        if compile_first:
+            os.environ["LOCALSGD_COMPILE"] = "first"
         answer = worker(json.loads(words[1]))
         if answer is not None:
             print(json.dumps(answer), flush=True)

@@ -70,4 +70,4 @@ def measure(rounds: int) -> Report:
 
 
 if __name__ == "__main__":
-    script(measure, worker, rounds=20)
+    script(measure, worker, rounds=20, compile_first=False)

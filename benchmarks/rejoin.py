@@ -75,4 +75,4 @@ def measure(rounds: int) -> Report:
 
 
 if __name__ == "__main__":
-    script(measure, worker, rounds=10)
+    script(measure, worker, rounds=10, compile_first=False)

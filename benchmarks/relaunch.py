@@ -133,4 +133,4 @@ def measure(rounds: int) -> Report:
 
 
 if __name__ == "__main__":
-    script(measure, worker, rounds=5)
+    script(measure, worker, rounds=5, compile_first=False)

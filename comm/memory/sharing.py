@@ -79,7 +79,7 @@ def share(mail: Mail, topology: Topology, rank: int, nbytes: int, *, later: bool
         lacking = str(error)
     except OSError as error:
         problem = f"cannot make a block of {nbytes:,} bytes: {error}"
-    answers = mail.collect([lacking, problem, *address])
+    answers = mail.collect([lacking, problem, *_told(address)])
     _raise_if_any(MemoryError, [answer[0] for answer in answers])
     _raise_if_any(CannotMap, [answer[1] for answer in answers])
     place = None if address[1] < 0 else Place(address, ranks.index(rank), nbytes)
@@ -109,7 +109,7 @@ def share_again(mail: Mail, topology: Topology, rank: int, place: Place | None) 
     """
     found: dict[int, Bytes] = {}
     problem = "" if place is not None else "its memory is private"
-    mine = [*place.address, place.nth, place.nbytes] if place is not None else None
+    mine = [*_told(place.address), place.nth, place.nbytes] if place is not None else None
     answers = mail.collect(mine)
     for neighbour in topology.neighbours(rank):
         if neighbour == rank or answers[neighbour] is None or problem:
@@ -123,6 +123,11 @@ def share_again(mail: Mail, topology: Topology, rank: int, place: Place | None) 
         found[neighbour] = block[_place(index, nbytes)]
     _raise_if_any(CannotMap, mail.collect(problem))
     return found
+
+
+def _told(address: Address) -> list[str]:
+    """Words of one length: how long telling takes does not depend on the system's numbers."""
+    return [f"{number:010d}" for number in address]
 
 
 def _place(index: int, nbytes: int) -> slice:

@@ -40,17 +40,12 @@ def scaled_weights(weights: Sequence[float]) -> list[float]:
 
 
 class Scratch:
-    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use.
-
-    Attributes:
-        compiled: whether a compiled loop does the mean, for which no block is too long.
-    """
+    """Reused memory for combining blocks of up to ``length`` elements; one per thread of use."""
 
     def __init__(self, length: int, dtype: np.dtype[Any], *, large: bool = False) -> None:
         """``large`` if it is for buffers that are worth compiling a loop for."""
         self.work = work_dtype(dtype)
-        self._kernel = compiled_mean() if large and dtype in FLOATS[2:] else None
-        self.compiled = self._kernel is not None
+        self._compiled = large and dtype in FLOATS[2:]
         self._shift, self._difference, self._widened = np.empty((3, length), self.work)
         self._result = np.empty(length, dtype)
 
@@ -74,26 +69,16 @@ class Scratch:
             _copy_first(outs)
         return outs[0]
 
-    def combine_in_place(self, op: Op, parts: Sequence[Array], weights: Sequence[float]) -> None:
-        """Makes every part what ``combine`` gives: fastest for the mean of all."""
-        factor, by_division = self._factor(sum(weights))
-        loop = None
-        if self.compiled and op == "mean" and min(weights) > 0:
-            loop = mean_in_place(len(parts), by_division)
-        if loop is None:
-            self.combine(op, parts, weights, parts)
-        else:
-            loop(*parts, *map(self.work.type, weights[1:]), factor)
-
     def loop_of(
         self, op: Op, weights: Sequence[float], rule: ScalarRule | None, *, finite: bool
     ) -> Callable[[slice, Sequence[Array]], bool] | None:
-        """``loop(place, parts)``: makes every part what a rule makes of their mean; or None.
+        """``loop(place, parts)``: makes every part what a rule, if any, makes of their mean.
 
-        ``place`` is where in this rank's shard the parts are. If the results are to be ``finite``
-        the loop returns whether they are, and leaves alone what is not; else it returns True.
+        None where nothing compiled does that, or not yet; else no part is too long. ``place`` is
+        where in this rank's shard the parts are. If the results are to be ``finite`` the loop
+        returns whether they are, and leaves alone what is not; else it returns True.
         """
-        if not self.compiled or op != "mean" or min(weights) <= 0:
+        if not self._compiled or op != "mean" or min(weights) <= 0:
             return None
         factor, by_division = self._factor(sum(weights))
         step, kept, numbers = None, list[Array](), list[Any]()
@@ -101,7 +86,7 @@ class Scratch:
             step, kept = rule.step, list(rule.kept)
             numbers = [*map(self.work.type, rule.numbers)]
         shape = len(weights), by_division, step, len(kept), len(numbers)
-        loop = mean_in_place(*shape, finite=finite)
+        loop = mean_in_place(self.work, *shape, finite=finite)
         if loop is None:
             return None
         before = [*map(self.work.type, weights[1:]), factor]
@@ -124,10 +109,12 @@ class Scratch:
         if len(parts) == 1:
             outs[0][...] = parts[0]
             _copy_first(outs)
-        elif self._kernel is not None:
+            return
+        kernel = compiled_mean(self.work, len(parts), len(outs)) if self._compiled else None
+        if kernel is not None:
             factor, by_division = self._factor(total)
             numbers = np.array(weights, self.work)
-            self._kernel(tuple(parts), numbers, factor, by_division, tuple(outs))
+            kernel(tuple(parts), numbers, factor, by_division, tuple(outs))
         else:
             self._mean_in_steps(parts, weights, total, outs[0])
             _copy_first(outs)

@@ -106,11 +106,11 @@ class Pass:
         self._lent = [(i, atom) for i, atom in held if atom.home != self._home]
         self._wires = Wires(mail, scratch.dtype, job.codec)
         alone = job.op is not None and job.codec is None and not job.mix and job.spread
-        # A loop that does what comes between combining and writing back, too.
+        # A compiled loop for the whole shard, with what comes between combining and writing back.
         self._loop = None
         rule = getattr(job.update, "rule", None)
-        between = rule is not None or (job.finite and job.update is None)
-        if alone and job.op is not None and len(topology.hosts) == 1 and between:
+        within = rule is not None or job.update is None
+        if alone and job.op is not None and len(topology.hosts) == 1 and within:
             loop_of = scratch.of_host.loop_of
             self._loop = loop_of(job.op, self._weights, rule, finite=job.finite)
         # Nothing comes between.
@@ -123,10 +123,8 @@ class Pass:
     def run(self, local: Sequence[Array]) -> None:
         """Works through the whole buffer; ``local`` are the host's copies of it, by rank."""
         one_host = len(self._host_weights) == 1
-        # A compiled loop that nothing interrupts takes the whole shard at once.
-        whole = one_host and self._everywhere and self._scratch.of_host.compiled
         length = chunk_length(len(self._host_weights), self._scratch.dtype)
-        self.cut(local[self._me].size if whole and self._job.op == "mean" else length)
+        self.cut(length if self._loop is None else local[self._me].size)
         most = _LAG_BEHIND if BEHIND.get() else _LAG
         lag = 0 if one_host else min(most, max(self.chunks - 1, 0))
         for index in range(self.chunks + 2 * lag):
@@ -256,7 +254,7 @@ class Pass:
         if len(self._host_weights) == 1 and self._everywhere:
             parts = self._parts(local, place)
             if self._loop is None:
-                self._scratch.of_host.combine_in_place(self._job.op, parts, self._weights)
+                self._scratch.of_host.combine(self._job.op, parts, self._weights, parts)
             else:
                 part = atom.chunk(index, self.chunks)
                 here = slice(part.start - atom.start, part.stop - atom.start)

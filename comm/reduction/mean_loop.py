@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..compiled import compiled
+from ..compiled import Later, compiled
 from ..contract import Array
 
 # So many numbers at a time, which stay in the first-level cache.
@@ -21,12 +22,15 @@ _MARKS = 16_384
 # Of more arrays the compiler does not find out whether they overlap, and does one number at a time.
 _MOST_AT_ONCE = 16
 
+# Ranks may be threads that want the same loop at once.
+_ONE_MAKES = Lock()
+
 Step: TypeAlias = Callable[..., tuple[Any, ...]]
 Mean: TypeAlias = Callable[[tuple[Array, ...], Array, Any, bool, tuple[Array, ...]], None]
 
 
-@lru_cache
 def mean_in_place(
+    dtype: np.dtype[Any],
     count: int,
     by_division: bool,
     step: Step | None = None,
@@ -35,7 +39,7 @@ def mean_in_place(
     *,
     finite: bool = False,
 ) -> Callable[..., bool | None] | None:
-    """``mean(*parts, *weights, total)`` for so many parts, which all become their mean; or None.
+    """``mean(*parts, *weights, total)`` for so many parts, which all become their mean.
 
     The parts have one shape ``(n,)`` and dtype, float32 or float64; of that dtype are the weights,
     one for each part but the first, and ``total``, as for ``compiled_mean``. One loop reads and
@@ -46,9 +50,25 @@ def mean_in_place(
 
     Where results are to be ``finite`` the loop returns whether some are not. There parts keep their
     own numbers; where the mean is none, what is kept stays as well.
+
+    None for a single part and for too many, without numba, and while it is being compiled.
     """
     if not count >= 2 or count + kept > _MOST_AT_ONCE:
         return None
+    with _ONE_MAKES:
+        return _in_place(dtype, count, by_division, step, kept, numbers, finite).loop()
+
+
+@lru_cache
+def _in_place(
+    dtype: np.dtype[Any],
+    count: int,
+    by_division: bool,
+    step: Step | None,
+    kept: int,
+    numbers: int,
+    finite: bool,
+) -> Later[Callable[..., bool | None]]:
     parts, weights = ([f"{letter}{index}" for index in range(count)] for letter in "pw")
     arrays, after = ([f"{letter}{index}" for index in range(kept)] for letter in "ka")
     constants = [f"n{index}" for index in range(numbers)]
@@ -68,9 +88,15 @@ def mean_in_place(
         writes += [f"{place} = {value}" for place, value in moved.items()]
         lines = ["for i in range(p0.size):", *_indented([*combine, *writes])]
     arguments = ", ".join([*parts, *weights[1:], "total", *arrays, *constants])
-    names: dict[str, Any] = {"np": np, "step": step and compiled(step)}
-    exec("\n".join([f"def mean({arguments}):", *_indented(lines)]), names)
-    return compiled(names["mean"])
+
+    def make() -> Callable[..., bool | None] | None:
+        names: dict[str, Any] = {"np": np, "step": step and compiled(step)}
+        exec("\n".join([f"def mean({arguments}):", *_indented(lines)]), names)
+        return compiled(names["mean"])
+
+    none, zero = np.empty(0, dtype), dtype.type(0)
+    example = [none] * count + [zero] * count + [none] * kept + [zero] * numbers
+    return Later(make, *example)
 
 
 def _finite_loop(
@@ -115,15 +141,27 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-@lru_cache(maxsize=1)
-def compiled_mean() -> Mean | None:
-    """``mean(parts, weights, total, by_division, outs)``, or None without numba.
+def compiled_mean(dtype: np.dtype[Any], count: int, outs: int) -> Mean | None:
+    """``mean(parts, weights, total, by_division, outs)`` for so many parts and results.
 
     Writes ``x - sum_i w_i (x - part_i) / total`` with x the first part to every array of ``outs``,
     which may be parts. All arrays have one shape ``(n,)`` and dtype, float32 or float64, but
     ``weights``, of the same dtype and shape ``(len(parts),)``. ``total`` is the divisor, or its
-    reciprocal unless ``by_division``.
+    reciprocal unless ``by_division``. None as for ``mean_in_place``.
     """
+    with _ONE_MAKES:
+        return _in_strips(dtype, count, outs).loop()
+
+
+@lru_cache
+def _in_strips(dtype: np.dtype[Any], count: int, outs: int) -> Later[Mean]:
+    none = np.empty(0, dtype)
+    weights, total = np.ones(count, dtype), dtype.type(1)
+    return Later(_jitted_mean, (none,) * count, weights, total, False, (none,) * outs)
+
+
+@lru_cache(maxsize=1)
+def _jitted_mean() -> Mean | None:
     return compiled(_mean)
 
 

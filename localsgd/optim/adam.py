@@ -101,8 +101,8 @@ class Adam(Optimizer):
 
     def update_long(self, group: Group, block: Block) -> bool:
         adds_decay = bool(group["weight_decay"]) and not self.decoupled
-        loop = adam_loop(adds_decay)
-        if loop is None or group["amsgrad"]:
+        loop = None if group["amsgrad"] else adam_loop(block.params.dtype, adds_decay)
+        if loop is None:
             return False
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
         numbers = (

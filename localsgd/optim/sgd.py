@@ -93,7 +93,7 @@ class SGD(Optimizer):
 
     def update_long(self, group: Group, block: Block) -> bool:
         momentum, decay = group["momentum"], group["weight_decay"]
-        loop = sgd_loop(bool(momentum), bool(group["nesterov"]), bool(decay))
+        loop = sgd_loop(block.params.dtype, bool(momentum), bool(group["nesterov"]), bool(decay))
         if loop is None:
             return False
         buffer = block.state["momentum_buffer"] if momentum else block.grad

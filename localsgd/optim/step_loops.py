@@ -3,8 +3,8 @@
 ``update`` of each optimizer is the formula and the tests' oracle; a loop here does the same
 operations in the same order, so the bits are the same, and zeroes the gradient on its way. What
 is fixed for a loop (has it momentum?) is compiled in, so that none has a branch inside. Optional,
-as ``localsgd.comm.compiled`` says. The loops are compiled anew in every process: numba could keep
-them on disk, but as pickles.
+as ``localsgd.comm.compiled`` says; until one is compiled, it is None. The loops are compiled anew
+in every process: numba could keep them on disk, but as pickles.
 """
 
 from __future__ import annotations
@@ -14,20 +14,28 @@ from functools import lru_cache
 from math import sqrt
 from typing import Any, TypeAlias
 
-from localsgd.comm.compiled import compiled
+import numpy as np
+
+from localsgd.comm.compiled import Later, compiled
 from localsgd.comm.contract import Array
 
 Loop: TypeAlias = Callable[..., None]
 
 
-@lru_cache
-def sgd_loop(momentum: bool, nesterov: bool, weight_decay: bool) -> Loop | None:
+def sgd_loop(
+    dtype: np.dtype[Any], momentum: bool, nesterov: bool, weight_decay: bool
+) -> Loop | None:
     """``sgd(params, grad, buffer, fresh, lr, momentum, kept, weight_decay)``, or None.
 
     The step of ``SGD``; ``fresh`` if the buffer starts, and ``kept`` is 1 - dampening. Without
     momentum ``buffer`` is not touched. All arrays have one shape ``(n,)`` and dtype, float32 or
     float64, and the numbers that dtype. None without numba.
     """
+    return _sgd(dtype, momentum, nesterov, weight_decay).loop()
+
+
+@lru_cache
+def _sgd(dtype: np.dtype[Any], momentum: bool, nesterov: bool, weight_decay: bool) -> Later[Loop]:
 
     def loop(
         params: Array,
@@ -50,11 +58,11 @@ def sgd_loop(momentum: bool, nesterov: bool, weight_decay: bool) -> Loop | None:
             params[i] -= direction * lr
             grad[i] = 0
 
-    return compiled(loop)
+    none, one = np.empty(0, dtype), dtype.type(1)
+    return Later(lambda: compiled(loop), *[none] * 3, False, *[one] * 4)
 
 
-@lru_cache
-def adam_loop(l2: bool) -> Loop | None:
+def adam_loop(dtype: np.dtype[Any], l2: bool) -> Loop | None:
     """``adam(params, grad, mean, square, decay, kept1, beta2, kept2, root, eps, length)``.
 
     The step of ``Adam`` (``l2``: the decay is added to the gradient) and of ``AdamW`` (it is what
@@ -62,6 +70,11 @@ def adam_loop(l2: bool) -> Loop | None:
     ``root`` divides the root of ``square``, and ``length`` is the step's. Arrays and numbers as
     for ``sgd_loop``; None without numba.
     """
+    return _adam(dtype, l2).loop()
+
+
+@lru_cache
+def _adam(dtype: np.dtype[Any], l2: bool) -> Later[Loop]:
 
     def loop(
         params: Array,
@@ -88,4 +101,5 @@ def adam_loop(l2: bool) -> Loop | None:
             params[i] = param - first / (sqrt(second) / root + eps) * length
             grad[i] = 0
 
-    return compiled(loop)
+    none, one = np.empty(0, dtype), dtype.type(1)
+    return Later(lambda: compiled(loop), *[none] * 4, *[one] * 7)

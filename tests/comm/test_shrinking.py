@@ -186,7 +186,8 @@ def test_a_process_that_is_stopped_for_a_moment_is_let_be(tmp_path: Path) -> Non
     waking = (
         "subprocess.Popen(['sh', '-c', f'sleep 0.4; kill -CONT {os.getpid()}']); " + stop + "; "
     )
-    script.write_text(SILENT.replace(stop, "import subprocess; " + 3 * waking))
+    patient = SILENT.replace("deadline_s=1)", "deadline_s=10)")
+    script.write_text(patient.replace(stop, "import subprocess; " + 3 * waking))
     code, output = run_job([script], 3, "2+1")
     assert code == 0, output
     assert output.count("went on") == 3

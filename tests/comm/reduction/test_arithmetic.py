@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localsgd.comm.reduction.arithmetic import Scratch
+from localsgd.comm.reduction.mean_loop import compiled_mean
 from oracle import same_bits, shifted_mean, some_values
 
 COUNT = 5_003
@@ -27,8 +28,7 @@ def test_compiled_loop_gives_the_bits_of_numpy_and_of_the_formula(
     parts = [some_values(rank, COUNT, dtype) for rank in range(len(weights))]
     compiled = Scratch(COUNT, np.dtype(dtype), large=True)
     steps = Scratch(COUNT, np.dtype(dtype), large=False)
-    assert compiled.compiled
-    assert not steps.compiled
+    assert compiled_mean(np.dtype(dtype), 2, 1) is not None
     expected = shifted_mean(parts, weights)
     assert same_bits(compiled.combine("mean", parts, weights), expected)
     assert same_bits(steps.combine("mean", parts, weights), expected)
@@ -55,7 +55,13 @@ def test_all_parts_become_their_mean(large: bool, weights: list[float], dtype: A
     """One loop for up to 16 parts; strips above, and where a weight is 0."""
     parts = [some_values(rank, COUNT, dtype) for rank in range(len(weights))]
     expected = shifted_mean(parts, weights)
-    Scratch(COUNT, np.dtype(dtype), large=large).combine_in_place("mean", parts, weights)
+    scratch = Scratch(COUNT, np.dtype(dtype), large=large)
+    loop = scratch.loop_of("mean", weights, None, finite=False)
+    assert (loop is not None) == (large and len(weights) <= 16 and min(weights) > 0)
+    if loop is not None:
+        loop(slice(0, COUNT), parts)
+    else:
+        scratch.combine("mean", parts, weights, parts)
     assert all(same_bits(part, expected) for part in parts)
 
 
@@ -63,7 +69,7 @@ def test_all_parts_become_their_mean(large: bool, weights: list[float], dtype: A
 def test_all_parts_become_their_sum(large: bool) -> None:
     parts = [some_values(rank, COUNT, np.float32) for rank in range(3)]
     expected = (parts[0] + parts[1]) + parts[2]
-    Scratch(COUNT, np.dtype(np.float32), large=large).combine_in_place("sum", parts, [1.0] * 3)
+    Scratch(COUNT, np.dtype(np.float32), large=large).combine("sum", parts, [1.0] * 3, parts)
     assert all(same_bits(part, expected) for part in parts)
 
 
