@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.measure import Times
 from benchmarks.report import Report
@@ -87,22 +87,46 @@ def run_on_hosts(
         return _answer(hosts.run(_command(python, module, options), timeout_s=LIMIT_S))
 
 
-def run_losing(module: str, layout: str, options: Mapping[str, Any], *flags: str) -> None:
-    """Runs a job that goes on without workers that it loses; what they note is in files.
+def start_losing(
+    module: str,
+    layout: str,
+    options: Mapping[str, Any],
+    *flags: str,
+    out: IO[str] | int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
+    """Starts a job that goes on without workers that it loses; what they note is in files.
 
     Args:
         flags: of ``localsgd run``, besides.
+        out: where its output goes.
     """
     ranks = str(sum(map(int, layout.split("+"))))
     words = ["run", "--fault-tolerant", *flags, "-n", ranks, "--layout", layout, "-m"]
     words += [module, _WORKER, json.dumps(options)]
-    subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "localsgd.cli", *words],
         cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+
+
+def run_losing(module: str, layout: str, options: Mapping[str, Any], *flags: str) -> None:
+    """Runs such a job to its end.
+
+    Raises:
+        RuntimeError: with the job's output, if it failed.
+    """
+    with start_losing(module, layout, options, *flags) as job:
+        try:
+            output, _ = job.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            job.terminate()
+            raise
+    if job.returncode != 0:
+        raise RuntimeError(f"{job.args!r} failed with {job.returncode}:\n{output}")
 
 
 def run_alone(module: str, options: Mapping[str, Any]) -> Any:

@@ -259,13 +259,19 @@ class ModelAverager(Weighing):
 
     def check_growing(self) -> None:
         """Raises ValueError if workers cannot join the group of this averager."""
-        if self._compressed.wanted:
-            raise ValueError("an averager with a codec must be without --respawn, got one with it")
+
+    def words(self) -> list[str]:
+        """What must be equal on a worker that joins."""
+        return [
+            f"averager {self!r}",
+            f"outer optimizer {self.outer!r}",
+            f"codec {self._compressed.words}",
+        ]
 
     def state_for_new(self) -> dict[str, Any]:
         """What a rank that is new in the group takes over, before ``regroup`` gives it its part."""
         state = self.state_dict()
-        return {**state, "outer": None} if "outer" in state else state
+        return {**state, **{key: None for key in ("outer", "compression") if key in state}}
 
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Takes over the ``state_for_new`` of another rank, but for what is that worker's alone.

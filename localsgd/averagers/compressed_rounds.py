@@ -27,6 +27,7 @@ class CompressedRounds:
 
     Attributes:
         wanted: whether there is a codec.
+        words: what must be alike on all ranks.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class CompressedRounds:
             return [str(codec and codec.name), str(error_feedback)]
 
         agreed_among(comm, "codecs", prepare, lambda words: words)
+        self.words = f"{codec.name}, error feedback {error_feedback}" if codec else "none"
         self.wanted = codec is not None
         self._wanted, self._codec = codec, codec if _acts(comm) else None
         self._comm, self._feeds_back, self._together = comm, error_feedback, together
@@ -100,19 +102,27 @@ class CompressedRounds:
         self._loaded = None
 
     def regroup(self, buffers: Sequence[Flat], change: Change) -> None:
-        """Shares what is kept among those that are left of the group. Collective.
+        """Shares what is kept among those that are in the group now. Collective.
 
-        Where they are on one host rounds are exact from then on. Called again before
-        ``settle_regrouping``, it goes from what was kept before.
+        Where they are on one host rounds are exact from then on; where they were, compressed ones
+        begin from the mean. Called again before ``settle_regrouping``, it goes from what was kept
+        before.
         """
         self._codec = self._wanted if _acts(self._comm) else None
         self._before = self._before or self._kept
         self._kept = None
-        if self._codec is not None and self._before is not None:
-            self._kept = [
-                kept.regrouped(buffer, self._comm, change)
-                for kept, buffer in zip(self._before, buffers, strict=True)
-            ]
+        if self._codec is None:
+            return
+        begun = any(self._comm.collect(self._before is not None))
+        before: Sequence[Compression | None] = self._before or [None] * len(buffers)
+        self._kept = []
+        for old, buffer in zip(before, buffers, strict=True):
+            kept = Compression(self._codec, buffer, self._comm, error_feedback=self._feeds_back)
+            if begun:
+                kept.take_over(old, buffer, self._comm, change)
+            else:
+                kept.follow_mean(buffer, self._comm)
+            self._kept.append(kept)
 
     def settle_regrouping(self) -> None:
         """Goes on with what is kept."""

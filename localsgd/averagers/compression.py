@@ -63,40 +63,47 @@ class Compression:
         comm.allreduce(mean, "mean", label="what compressed rounds begin from")
         self.follow(mean)
 
-    def regrouped(self, buffer: Flat, comm: Communicator, change: Change) -> Compression:
-        """The same for those that are left of the group. Collective.
+    def take_over(
+        self, before: Compression | None, buffer: Flat, comm: Communicator, change: Change
+    ) -> None:
+        """Goes on where this rank's compression stood before the group changed. Collective.
 
         What was agreed on is the same on every host, so that another has what a lost rank had;
         where nobody has it, it becomes the mean of the buffers as they are. What a lost rank's
-        host had not sent of that rank's parts is lost.
+        host had not sent of that rank's parts is lost, and a new rank begins with nothing unsent.
 
         Args:
+            before: None on a rank that is new; one must not be.
             buffer: as before the round that failed.
-            comm: the group as it is.
+            comm: the group as it is, for which this was made.
             change: what became of it.
         """
-        made = Compression(self._codec, buffer, comm, error_feedback=bool(self._unsent))
-        made.rounds, count = self.rounds, buffer.flat.size
-        agreed, lost = gathered(self._parts, self._agreed, count, comm)
+        count = buffer.flat.size
+        parts, agreed = (before._parts, before._agreed) if before else ([], self._agreed[:0])
+        self.rounds = max(comm.collect(before.rounds if before else 0))
+        all_agreed, lost = gathered(parts, agreed, count, comm)
         if lost:
             mean = buffer.flat.copy()
             comm.allreduce(mean, "mean", label="what nobody has any more")
             for part in lost:
-                agreed[part] = mean[part]
-        made._agreed[...] = made._own(agreed)
-        if self._unsent:
-            near = comm.split(comm.topology.host_of[comm.rank])
-            of_host, _ = gathered(self._parts, self._unsent["values"], count, near)
-            near.close()
-            owned = change.before.shard(count, change.numbers[comm.rank])
-            here = slice(self._place_of(owned.start), None)
-            result = self._unsent["result"][here][: owned.stop - owned.start]
-            of_all, _ = gathered([owned], result, count, comm)
-            of_owner, now = np.zeros_like(of_all), comm.shard(count)
-            of_owner[now] = of_all[now]
-            made._unsent["values"][...] = made._own(of_host)
-            made._unsent["result"][...] = made._own(of_owner)
-        return made
+                all_agreed[part] = mean[part]
+        self.follow(all_agreed)
+        if not self._unsent:
+            return
+        nothing = self._unsent["values"][:0]
+        near = comm.split(comm.topology.host_of[comm.rank])
+        of_host, _ = gathered(parts, before._unsent["values"] if before else nothing, count, near)
+        near.close()
+        owned, results = [], nothing
+        if before:
+            part = change.before.shard(count, change.numbers[comm.rank])
+            results = before._unsent["result"][before._place_of(part.start) :]
+            owned, results = [part], results[: part.stop - part.start]
+        of_all, _ = gathered(owned, results, count, comm)
+        of_owner, now = np.zeros_like(of_all), comm.shard(count)
+        of_owner[now] = of_all[now]
+        self._unsent["values"][...] = self._own(of_host)
+        self._unsent["result"][...] = self._own(of_owner)
 
     def _own(self, whole: Array) -> Array:
         """The parts of this rank, one after the other."""

@@ -167,7 +167,7 @@ class Survival:
 
     def _join(self) -> None:
         """Becomes one of the workers that have started this one, with what they have."""
-        self._averager.begin(self._trained.arenas)
+        self._trained.begin()
         comm, change, failure = self._averager.comm, None, None
         try:
             change = comm.join(self._words())

@@ -37,6 +37,9 @@ class Trained(Protocol):
     def check_growing(self) -> None:
         """Raises ValueError if workers cannot join."""
 
+    def begin(self) -> None:
+        """Lets the averager know the parameters as they are. Collective."""
+
     def words(self) -> list[str]:
         """What must be equal on a worker that joins."""
 
@@ -89,14 +92,16 @@ class TrainedArenas:
     def check_growing(self) -> None:
         self.averager.check_growing()
 
+    def begin(self) -> None:
+        self.averager.begin(self.arenas)
+
     def words(self) -> list[str]:
         training = self._training
         layouts = [line for arena in self.arenas for line in arena.layout.lines()]
         return [
             *layouts,
             f"optimizer {type(training.optim).__name__}",
-            f"averager {self.averager!r}",
-            f"outer optimizer {self.averager.outer!r}",
+            *self.averager.words(),
             f"gradients {training.gradients!r}",
         ]
 

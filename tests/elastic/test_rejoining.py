@@ -20,6 +20,7 @@ from localsgd import (
     PostLocalSGDOptimizer,
     ShardSampler,
     Survival,
+    codecs,
     every,
     optim,
     outer,
@@ -124,6 +125,52 @@ def test_who_joins_is_as_the_others_and_nothing_is_lost(
         np.testing.assert_allclose(one["flat"], flat, rtol=1e-12)
         assert one["flat"].tobytes() == found[0]["flat"].tobytes()
         assert repr(one["optim"]) == repr(state)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "gone"),
+    [("1+1", [1]), ("2+1", [2]), ("2+2", [1]), ("2+2", [2, 3]), ("1+1+1", [0]), ("3+1", [2])],
+)
+@pytest.mark.parametrize("codec", [codecs.FLOAT16, codecs.Sign()], ids=lambda c: c.name)
+def test_rounds_are_compressed_again_when_others_have_joined(
+    hosts: str, gone: list[int], codec: Any
+) -> None:
+    """All agree on what they hold, and send as many bytes as a job that has lost nobody."""
+    size = sum(map(int, hosts.split("+")))
+
+    def body(comm: Communicator, gone: list[int]) -> Any:
+        me = -1 if comm.joining else comm.rank
+        arena = Arena({"x": np.arange(COUNT, dtype=np.float32)}, comm)
+        averager = ModelAverager(every(2), comm, compress=codec)
+        training = PostLocalSGDOptimizer(optim.SGD(arena, lr=0.1), averager)
+        survival, left, deadline = Survival(training), 0, time.monotonic() + LIMIT_S
+        digests: list[bytes] = []
+        sent: list[int] = []
+        while left != 1:
+            step = averager.step + 1
+            left -= left > 0
+            if me in gone and step == 6:
+                raise KeyError
+            if not left and step % 2 == 1:
+                here = survival.hold(lambda: comm.collect(averager.step >= 12))
+                left = 41 if all(here) and len(here) == size else 0
+            arena.grad.flat[...] = arena.flat + np.float32(0.1) * noise(comm.rank, step)
+            before, rounds = comm.traffic.sent, averager.rounds
+            training.step()
+            if averager.rounds > rounds and left:
+                digests.append(arena.flat.tobytes())
+                sent.append(comm.traffic.sent - before)
+            assert time.monotonic() < deadline
+        return digests, sum(sent), float(np.abs(arena.flat).max())
+
+    totals = []
+    for lost in ([], gone):
+        found = run_threads(size, body, lost, hosts=hosts, fault_tolerant=True, respawn=True)
+        assert len(found) == size and all(len(digests) == 20 for digests, _, _ in found)
+        assert len({tuple(digests) for digests, _, _ in found}) == 1
+        assert all(farthest < 1.0 for _, _, farthest in found)
+        totals.append(sum(sent for _, sent, _ in found))
+    assert totals[0] == totals[1] > 0
 
 
 class Mortal:

@@ -136,6 +136,12 @@ class CoreAverager(ModelAverager):
             self._home.bring()
         return self._home.arenas
 
+    def take(self) -> None:
+        """Gives the parameters the values that what holds them has now."""
+        if self._home is not None:
+            with outside_modes():
+                self._home.take()
+
     def begin(self, params: Params) -> None:
         """Gives the parameters their places, as they are before the first step. Collective."""
         self.place(params)

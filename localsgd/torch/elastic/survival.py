@@ -13,8 +13,9 @@ from localsgd.arrays import Arena
 from localsgd.averagers import ModelAverager
 from localsgd.comm.contract import Array
 from localsgd.elastic import Trained
-from localsgd.torch.arrays import ModuleBuffers
+from localsgd.torch.arrays import ModuleBuffers, with_arrays, with_tensors
 from localsgd.torch.averagers import CoreAverager
+from localsgd.torch.comm import outside_modes
 from localsgd.torch.training import PostLocalSGDOptimizer
 from localsgd.training import Holder, Stateful
 
@@ -82,16 +83,41 @@ class TrainedTensors:
             self._training.gradients.regroup()
 
     def check_growing(self) -> None:
-        raise ValueError("workers with PyTorch must be without --respawn, got one with it")
+        if self._training.gradients is not None:
+            raise ValueError("a GradientStage must be without --respawn, got one with it")
+        self.averager.check_growing()
+
+    def begin(self) -> None:
+        self._wrapped.begin(self._training.param_groups)
 
     def words(self) -> list[str]:
-        raise NotImplementedError
+        return [
+            *(line for arena in self.arenas for line in arena.layout.lines()),
+            f"optimizer {type(self._training.optim).__name__}",
+            *self.averager.words(),
+            *(f"along {type(entry).__name__}" for entry in self._training.along),
+        ]
 
+    @outside_modes()
     def state_for_new(self) -> dict[str, Any]:
-        raise NotImplementedError
+        state = {
+            "optim": self._training.optim.state_dict(),
+            "averager": self.averager.state_for_new(),
+            "buffers": [buffers.state_dict() for buffers in self._buffers()],
+        }
+        given: dict[str, Any] = with_arrays(state)
+        return given
 
+    @outside_modes()
     def take_over(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        self._wrapped.take()
+        self._training.optim.load_state_dict(with_tensors(state["optim"]))
+        self.averager.take_over(state["averager"])
+        for buffers, values in zip(self._buffers(), state["buffers"], strict=True):
+            buffers.load_state_dict(with_tensors(values))
+
+    def _buffers(self) -> list[ModuleBuffers]:
+        return [entry for entry in self._training.along if isinstance(entry, ModuleBuffers)]
 
 
 class _Copied:

@@ -322,13 +322,14 @@ class PostLocalSGDOptimizer(Optimizer):
 
     def _count(self) -> None:
         """Lets the averager count the step and average when due."""
-        if self.survival is not None and self._is_due():
-            self._follow(self.survival.hold(self._average))
-        else:
+        if self.survival is None or not isinstance(self.averager, CoreAverager):
             self._follow(self._average())
-
-    def _is_due(self) -> bool:
-        return isinstance(self.averager, CoreAverager) and self.averager.averager.is_due()
+            return
+        core = self.averager.averager
+        group = core.group_due(core.step + 1)
+        self._follow(self.survival.hold(self._average) if core.is_due() else self._average())
+        if group is core.comm:
+            self.survival.welcome()
 
     def _average(self) -> object:
         if not self._along:

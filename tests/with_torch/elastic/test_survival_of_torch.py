@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,52 @@ def test_processes_that_are_killed_do_not_end_the_job(
     said = [line for line in ended.stdout.splitlines() if line.startswith("worker")]
     assert len(said) == ranks - 1, ended.stdout + ended.stderr
     assert all(f"of {ranks - 1}, 1 lost" in line for line in said), said
+
+
+def taught(comm: Communicator, size: int, gone: list[int], dtype: torch.dtype) -> Any:
+    """Trains a network, all on the same samples, until all have been there again for some steps."""
+    me, deadline = -1 if comm.joining else comm.rank, time.monotonic() + 60
+    # Ranks may be threads, which share torch's own generator. Who joins begins elsewhere.
+    numbers = torch.Generator().manual_seed(7 if me < 0 else 0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).to(dtype)
+    for param in model.parameters():
+        param.data.copy_(torch.randn(param.shape, generator=numbers))
+    averager = ModelAverager(every(2), comm, outer=nesterov())
+    training = PostLocalSGDOptimizer(
+        torch.optim.AdamW(model.parameters(), lr=0.125),
+        averager,
+        buffers=adopt(model, comm).buffers,
+    )
+    survival, last = Survival(training), 0
+    samples = torch.randn(40, 8, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    while not last or averager.step < last:
+        step = averager.step + 1
+        if not last and step % 2 == 1:
+            sizes = survival.hold(lambda: comm.collect(comm.size))
+            last = step + 3 if step > 12 and len(sizes) == size else 0
+        if me in gone and step == 6:
+            raise KeyError
+        training.zero_grad()
+        model(samples[step % 40]).square().mean().backward()
+        training.step()
+        assert time.monotonic() < deadline
+    state = training.optim.state_dict()["state"]
+    tensors = [*model.state_dict().values(), *(t for of in state.values() for t in of.values())]
+    digest = [tensor.double().numpy().tobytes() for tensor in tensors]
+    return survival.joined, survival.lost, averager.step, digest
+
+
+@pytest.mark.parametrize(("hosts", "gone"), [("2", [1]), ("2+1", [0]), ("2+2", [2, 3])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_joins_has_what_the_others_have(hosts: str, gone: list[int], dtype: Any) -> None:
+    """Parameters, running statistics and AdamW's moments; and goes on as they do."""
+    size = sum(map(int, hosts.split("+")))
+    found = run_threads(
+        size, taught, size, gone, dtype, hosts=hosts, fault_tolerant=True, respawn=True
+    )
+    assert [joined for joined, *_ in found] == [False] * (size - len(gone)) + [True] * len(gone)
+    for _, lost, step, digest in found:
+        assert (lost, step) == (len(gone), found[0][2]) and digest == found[0][3]
 
 
 def test_what_cannot_survive_is_refused() -> None:
