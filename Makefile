@@ -6,25 +6,34 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-single test-torch test-slurm $(SIZES:%=test-%) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate clean
+.PHONY: help demo test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@printf 'test-N        Conformance tests on N ranks (N of $(SIZES)), Open MPI and MPICH\n'
-	@printf 'test-6        The same on 6 ranks, Open MPI; test-6-mpich is no part of test\n'
 
 demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous against local SGD
 	.venv/bin/localsgd run -n 4 examples/digits.py
 
-test: ## Everything, two suites at a time: one process, every size on both MPIs, and torch
-	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-6 test-torch
+test: ## All that is quick, two suites at a time: one process, every size on both MPIs, and torch
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-torch
+
+test-long: ## What is not: every averager at every size, six ranks, jobs that are killed, pages on 4 ranks
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long $(SIZES:%=test-%-long) test-6 test-6-mpich
 
 test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q
 
+test-single-long: .venv/ready .venv-mpich/ready
+	.venv/bin/pytest -q -m long
+
 $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi tests/conformance
 	$(LIMIT) .venv-mpich/bin/localsgd run -n $* -- .venv-mpich/bin/pytest -q --with-mpi tests/conformance
+
+$(SIZES:%=test-%-long): test-%-long: .venv/ready .venv-mpich/ready
+	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi -m long tests/conformance
+	$(LIMIT) .venv-mpich/bin/localsgd run -n $* -- .venv-mpich/bin/pytest -q --with-mpi -m long tests/conformance
 
 test-6: .venv/ready
 	$(LIMIT) .venv/bin/localsgd run -n 6 -- .venv/bin/pytest -q --with-mpi tests/conformance

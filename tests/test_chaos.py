@@ -26,6 +26,7 @@ def test_others_take_the_place_of_workers_that_are_lost(number: int) -> None:
     assert chaos.replaced(random.Random(number)).violations == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("averager", ["plain", pytest.param("streaming", marks=pytest.mark.faults)])
 def test_training_goes_on_from_damaged_checkpoints(averager: str) -> None:
     assert chaos.damaged(random.Random(0), averager).violations == []

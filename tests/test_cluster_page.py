@@ -14,6 +14,8 @@ import pytest
 from localsgd.cli import launcher
 from pages import ROOT, blocks, commands, program
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs/cluster.md"
 MPICH = Path(os.environ.get("LOCALSGD_MPICH_PYTHON", ROOT / ".venv-mpich/bin/python"))
 NODES = "node1:2,node2:2"

@@ -25,7 +25,11 @@ ON_FOUR = ["-m", "localsgd.cli", "run", "-n", "4"]
 @pytest.mark.parametrize(
     ("page", "launch"),
     [(page, ALONE) for page in WITH_PROGRAM]
-    + [(page, ON_FOUR) for page in WITH_PROGRAM if "world()" in program(page)],
+    + [
+        pytest.param(page, ON_FOUR, marks=[] if page.stem == "README" else pytest.mark.long)
+        for page in WITH_PROGRAM
+        if "world()" in program(page)
+    ],
     ids=lambda value: value.stem if isinstance(value, Path) else "four" if value else "alone",
 )
 def test_program_runs(page: Path, launch: list[str], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "torch.elastic": {
         *("comm.contract", "arrays", "averagers", "training", "elastic"),
-        *("torch.arrays", "torch.averagers", "torch.training"),
+        *("torch.comm", "torch.arrays", "torch.averagers", "torch.training"),
     },
     "torch": {
         *("torch.comm", "torch.arrays", "torch.averagers", "torch.gradients", "torch.training"),

@@ -9,6 +9,8 @@ import pytest
 
 import soak
 
+pytestmark = pytest.mark.long
+
 
 def test_averages_leave_nothing_behind() -> None:
     assert soak.averages_leave(4, 10) == []

@@ -109,8 +109,13 @@ def exported(module: str) -> frozenset[str]:
     return frozenset()
 
 
-def imported(module: str) -> Iterator[str]:
+@lru_cache
+def imported(module: str) -> tuple[str, ...]:
     """The modules of ours that a module imports from, in functions as well."""
+    return tuple(_imported(module))
+
+
+def _imported(module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(modules()[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules())

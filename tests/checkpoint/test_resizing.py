@@ -30,6 +30,8 @@ from localsgd import (
 )
 from localsgd.data import RandomStreams
 
+pytestmark = pytest.mark.long
+
 MOVES = [("4", "2"), ("2+1", "1"), ("1", "3"), ("3+1", "2+3"), ("4", "2+2"), ("2", "1+1")]
 
 

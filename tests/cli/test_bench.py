@@ -9,6 +9,8 @@ import pytest
 from cli.jobs import run
 from localsgd.simulate import Machine
 
+pytestmark = pytest.mark.long
+
 
 def test_it_starts_workers_itself_and_writes_what_a_plan_reads(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"

@@ -9,6 +9,9 @@ from averager_kinds import KINDS, arenas, train
 from backends import Workers
 from localsgd import NON_MEMBER, Arena, Communicator
 
+# Those that are tried first; all of them are by `make test-long`.
+FIRST = ("every", "hierarchical", "diloco", "streaming", "int8", "push-sum")
+
 
 def are_equal(comm: Communicator, params: list[Arena]) -> bool:
     return all(
@@ -16,7 +19,10 @@ def are_equal(comm: Communicator, params: list[Arena]) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FIRST else pytest.param(name, marks=pytest.mark.long) for name in KINDS],
+)
 def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
     """In place; equal after rounds, if it says so, and after a flush; steps are counted and shown.
 

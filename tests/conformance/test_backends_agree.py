@@ -13,7 +13,7 @@ from backends import DEADLINE_S, Workers
 from localsgd.comm import BFLOAT16, Communicator, NotFiniteError, run_threads, world
 from oracle import some_values
 
-pytestmark = pytest.mark.every_layout
+pytestmark = [pytest.mark.every_layout, pytest.mark.long]
 
 
 def digest(comm: Communicator) -> str:

@@ -13,6 +13,8 @@ from averager_kinds import KINDS, Kind, arenas, train
 from backends import Workers
 from localsgd import Arena, Checkpoints, Communicator, ModelAverager, every
 
+pytestmark = pytest.mark.long
+
 STEPS = 8
 
 

@@ -149,6 +149,7 @@ def test_what_arrives_is_equal_everywhere_and_flush_makes_all_equal(workers: Wor
     workers.run(body)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["streaming", "overlapped"])
 def test_resuming_at_any_step_is_never_having_stopped(workers: Workers, kind: str) -> None:
     """To the bit, with rounds on their way or none; into an averager that has begun or has not."""

@@ -29,6 +29,8 @@ from localsgd import (
 )
 from streams_written_out import SIZES, Loss, Written, noise
 
+pytestmark = pytest.mark.long
+
 LAYOUTS = ["4", "2+2", "3", "2+1"]
 
 

@@ -18,6 +18,8 @@ from localsgd import run_threads
 from testbed.enter import AGENT
 from testbed.launch import library_of, settings
 
+pytestmark = pytest.mark.long
+
 LIBRARIES = ["openmpi", "mpich"]
 LAYOUTS = ["2+2", "1+1+1+1", "3+2+1"]
 LIMIT_S = 60.0

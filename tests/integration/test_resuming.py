@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 LIMIT_S = 100
 
 # A DiLoCo of three workers; what a rank does to itself after some step is in TROUBLE.

@@ -7,6 +7,8 @@ import pytest
 from localsgd import Communicator, run_threads, solo
 from localsgd.simulate import Machine, measure
 
+pytestmark = pytest.mark.long
+
 LARGEST = 1 << 18
 
 
