@@ -257,9 +257,6 @@ class ModelAverager(Weighing):
         self._outer.settle_regrouping()
         self._compressed.settle_regrouping()
 
-    def check_growing(self) -> None:
-        """Raises ValueError if workers cannot join the group of this averager."""
-
     def words(self) -> list[str]:
         """What must be equal on a worker that joins."""
         return [

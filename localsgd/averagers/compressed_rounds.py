@@ -58,6 +58,7 @@ class CompressedRounds:
         self.wanted = codec is not None
         self._wanted, self._codec = codec, codec if _acts(comm) else None
         self._comm, self._feeds_back, self._together = comm, error_feedback, together
+        self._has_begun = False
         self._kept: list[Compression] | None = None
         # What there was before a regrouping that is not settled.
         self._before: list[Compression] | None = None
@@ -78,7 +79,7 @@ class CompressedRounds:
             TypeError, ValueError, MismatchError: if the codec cannot carry a buffer, or ranks do
                 not begin from the same values.
         """
-        codec = self._codec
+        codec, self._has_begun = self._codec, True
         if codec is None:
             return
 
@@ -111,14 +112,14 @@ class CompressedRounds:
         self._codec = self._wanted if _acts(self._comm) else None
         self._before = self._before or self._kept
         self._kept = None
-        if self._codec is None:
+        if self._codec is None or not self._has_begun:
             return
-        begun = any(self._comm.collect(self._before is not None))
+        kept_before = any(self._comm.collect(self._before is not None))
         before: Sequence[Compression | None] = self._before or [None] * len(buffers)
         self._kept = []
         for old, buffer in zip(before, buffers, strict=True):
             kept = Compression(self._codec, buffer, self._comm, error_feedback=self._feeds_back)
-            if begun:
+            if kept_before:
                 kept.take_over(old, buffer, self._comm, change)
             else:
                 kept.follow_mean(buffer, self._comm)

@@ -224,22 +224,36 @@ class Stream:
             self._fragment.load_state(come)
 
     def regroup(self, arenas: Sequence[Arena], change: Change, begun: int) -> None:
-        """Shares the anchor among those that are left of the group. Collective.
+        """Shares the anchor among those that are in the group now. Collective.
 
         What is away still has come to all, from a checkpoint, and arrives. Called again before
         ``settle_regrouping``, it goes from the shards as they were.
         """
+        comm, parts = self._comm, self._fragment.parts
+        if change.grown:
+            for part in parts:
+                comm.map_again(part.flat)
         if not self.away:
             self._fragment.take(arenas)
-        parts = self._fragment.parts
         if self._anchor is not None:
             self._before = self._before or self._beside or self._anchor
-            made = Anchor(self._anchor.outer, parts, self._comm)
-            regrouped(self._before, made, parts, self._comm, change, begun)
-            if isinstance(self._before, Beside):
+            before = self._before if comm.rank < len(change.numbers) else None
+            made = Anchor(self._anchor.outer, parts, comm)
+            regrouped(before, made, parts, comm, change, begun)
+            if any(comm.collect(isinstance(before, Beside))):
                 self._beside = self._with_place(made)
             self._anchor, self._turns = made, False
         self._compressed.regroup(parts, change)
+
+    def state_for_new(self) -> Any:
+        """What has come to all and is to arrive; nothing while a round may be given up."""
+        return self._fragment.state() if self.away and self._left is None else None
+
+    def take_over(self, state: Any) -> None:
+        """Takes over the ``state_for_new`` of another worker; not collective."""
+        self.away = state is not None
+        if self.away:
+            self._fragment.load_state(state)
 
     def settle_regrouping(self) -> None:
         """Goes on with the shards as they are."""

@@ -222,7 +222,10 @@ class StreamingAverager(ModelAverager):
             stream.put_back(state)
 
     def regroup(self, params: Arenas, change: Change, begun: int) -> None:
-        """As ``ModelAverager.regroup``; fragments on their way are as if they had not left."""
+        """As ``ModelAverager.regroup``; fragments on their way are as if they had not left.
+
+        Also where a worker has joined: who is new has taken no part in their rounds.
+        """
         super().regroup(params, change, begun)
         for index, stream in enumerate(self._streams):
             if stream.give_up():
@@ -230,8 +233,20 @@ class StreamingAverager(ModelAverager):
         for stream in self._streams:
             stream.regroup(as_arenas(params), change, begun)
 
-    def check_growing(self) -> None:
-        raise ValueError(f"{type(self).__name__} must be without --respawn, got one with it")
+    def words(self) -> list[str]:
+        plan = self._plan if isinstance(self._plan, int) else [list(names) for names in self._plan]
+        own = f"fragments {plan!r}, mixing={self.mixing}, keep_progress={self._keeps_progress}"
+        return [*super().words(), own]
+
+    def state_for_new(self) -> dict[str, Any]:
+        """As of all averagers; waits for nothing, since what is on its way is given up."""
+        state = ModelAverager.state_dict(self)
+        return {**state, "fragments": [stream.state_for_new() for stream in self._streams]}
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        ModelAverager.load_state_dict(self, state)
+        for stream, its in zip(self._streams, state["fragments"], strict=True):
+            stream.take_over(its)
 
     def settle_regrouping(self) -> None:
         super().settle_regrouping()

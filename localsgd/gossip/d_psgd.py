@@ -67,11 +67,13 @@ class Gossip(ModelAverager):
         super().__init__(schedule, comm)
         self.mixed = 0
 
-    def check_growing(self) -> None:
-        raise ValueError(f"{type(self).__name__} must be without --respawn, got one with it")
+    def words(self) -> list[str]:
+        return [*super().words(), f"graph {self.graph!r}"]
 
     def regroup(self, params: Arenas, change: Change, begun: int) -> None:
-        """Takes the graph for those that are left, who keep what they have. Collective.
+        """Takes the graph for those that are there now, who keep what they have. Collective.
+
+        Who is new counts as the worker does whose state it has.
 
         Raises:
             ValueError: if the graph has no weights for so many workers; on every rank.
@@ -82,7 +84,7 @@ class Gossip(ModelAverager):
             check_stochastic(self.graph.matrix(size), rows=self._doubly)
         except ValueError as error:
             raise ValueError(
-                f"gossip must have a graph for the {size} workers that are left of "
+                f"gossip must have a graph for {size} workers, who were "
                 f"{change.before.size}, got {self.graph!r}: {error}"
             ) from error
 

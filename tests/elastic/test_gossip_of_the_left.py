@@ -235,7 +235,7 @@ def test_a_graph_of_another_number_of_workers_is_named() -> None:
         training.step()
         if me == 1:
             raise KeyError
-        words = r"the 2 workers that are left of 3, got gossip\.matrix\(.*row for each of 2 workers"
+        words = r"for 2 workers, who were 3, got gossip\.matrix\(.*row for each of 2 workers"
         with pytest.raises(ValueError, match=words):
             training.step()
 

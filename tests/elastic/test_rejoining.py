@@ -15,13 +15,17 @@ import pytest
 from localsgd import (
     Arena,
     Communicator,
+    HierarchicalModelAverager,
     MismatchError,
     ModelAverager,
+    OverlappedAverager,
     PostLocalSGDOptimizer,
     ShardSampler,
+    StreamingAverager,
     Survival,
     codecs,
     every,
+    gossip,
     optim,
     outer,
     run_threads,
@@ -171,6 +175,53 @@ def test_rounds_are_compressed_again_when_others_have_joined(
         assert all(farthest < 1.0 for _, _, farthest in found)
         totals.append(sum(sent for _, sent, _ in found))
     assert totals[0] == totals[1] > 0
+
+
+OTHERS: dict[str, Callable[[Communicator], ModelAverager]] = {
+    "streaming": lambda comm: StreamingAverager(4, 2, comm, outer=nesterov(), delay=3, mixing=0.5),
+    "streaming, compressed": lambda comm: StreamingAverager(
+        4, 2, comm, outer=nesterov(), delay=3, compress=codecs.FLOAT16
+    ),
+    "delayed": lambda comm: OverlappedAverager(4, 2, comm, outer=nesterov()),
+    "hierarchical": lambda comm: HierarchicalModelAverager({2: "host", 4: "world"}, comm=comm),
+    "d-psgd": lambda comm: gossip.GossipAverager(every(2), gossip.ring(), comm),
+    "push-sum": lambda comm: gossip.PushSumAverager(every(2), gossip.one_peer_exponential(), comm),
+    "choco": lambda comm: gossip.ChocoAverager(every(2), gossip.ring(), codecs.FLOAT16, 0.3, comm),
+    "noloco": lambda comm: gossip.NoLoCoAverager(every(2), comm),
+}
+
+
+@pytest.mark.parametrize("hosts", ["3", "2+1", "1+1+1"])
+@pytest.mark.parametrize("lost", [5, 6])
+@pytest.mark.parametrize("name", OTHERS)
+def test_who_joins_takes_part_in_every_kind_of_round(name: str, lost: int, hosts: str) -> None:
+    """All have drifted apart by then, and are alike to the bit after a flush."""
+
+    def body(comm: Communicator) -> Any:
+        me, deadline = -1 if comm.joining else comm.rank, time.monotonic() + LIMIT_S
+        arena = Arena({x: np.arange(COUNT, dtype=np.float32) for x in "xy"}, comm)
+        averager = OTHERS[name](comm)
+        training = PostLocalSGDOptimizer(optim.Adam(arena, lr=0.1), averager)
+        survival, last = Survival(training), 0
+        while not last or averager.step < last:
+            step = averager.step + 1
+            if not last and step % 4 == 1:
+                sizes = survival.hold(lambda: comm.collect(comm.size))
+                last = step + 11 if step > 12 and len(sizes) == 3 else 0
+            if (me, step) == (1, lost):
+                raise KeyError
+            for part, values in enumerate(arena.grad.values()):
+                values[...] = arena["xy"[part]] + noise(comm.rank, 2 * step + part)
+            training.step()
+            assert time.monotonic() < deadline
+        far = float(np.abs(arena.flat).max())
+        training.flush()
+        return survival.joined, averager.step, comm.size, far, arena.flat.tobytes()
+
+    found = run_threads(3, body, hosts=hosts, fault_tolerant=True, respawn=True)
+    assert [joined for joined, *_ in found] == [False, False, True]
+    assert {(step, size) for _, step, size, *_ in found} == {(found[0][1], 3)}
+    assert len({flat for *_, flat in found}) == 1 and all(far < 40 for *_, far, _ in found)
 
 
 class Mortal:

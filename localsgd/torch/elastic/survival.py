@@ -85,7 +85,6 @@ class TrainedTensors:
     def check_growing(self) -> None:
         if self._training.gradients is not None:
             raise ValueError("a GradientStage must be without --respawn, got one with it")
-        self.averager.check_growing()
 
     def begin(self) -> None:
         self._wrapped.begin(self._training.param_groups)
