@@ -3,7 +3,8 @@
     python tests/chaos.py [--faults 100] [--seed 0] [--from 0] [--averager streaming]
 
 A job trains while its workers meet what a seeded plan has for them (``chaos_job.py``), or is killed
-as a whole and started again from checkpoints of which the newest was damaged. After each: it has
+as a whole and started again from checkpoints of which the newest was damaged, or loses a host of
+three and is started again on those that are left (as root; ``chaos_hosts.py``). After each: it has
 ended in time and without an error, those that are left are alike to the bit and have taken all
 steps, loss has fallen, the newest checkpoint is whole, and no process, file or segment is left.
 """
@@ -12,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import random
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -30,37 +28,13 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chaos_job import AVERAGERS, DEADLINE_S, ENDS, ENDS_OF_A_THREAD
-from localsgd.checkpoint.manifest import Manifest
-from localsgd.checkpoint.rank_file import name_of, read
-from soak import Soaked
+from chaos_hosts import severed
+from chaos_job import AVERAGERS, ENDS, ENDS_OF_A_THREAD
+from chaos_run import STEPS, Outcome, Run, size_of
 
-LIMIT_S = 90.0
-STEPS = 14
 LAYOUTS = ("4", "2+2", "3+1", "1+1+1+1", "3", "2+1")
+_IS_ROOT = os.geteuid() == 0
 DAMAGES = ("a torn file", "a flipped bit", "a lost file", "a torn manifest")
-JOB = Path(__file__).with_name("chaos_job.py")
-
-
-@dataclass
-class Outcome:
-    """What came of one job.
-
-    Attributes:
-        averager: which kind it trained with.
-        faults: the kind of every fault in it, with its moment.
-        violations: what should not have been, in words.
-        recoveries_s: from a worker's end to the next round of those that are left, and which.
-    """
-
-    averager: str
-    faults: list[str]
-    violations: list[str] = field(default_factory=list)
-    recoveries_s: list[tuple[float, str]] = field(default_factory=list)
-
-
-def size_of(layout: str) -> int:
-    return sum(map(int, layout.split("+")))
 
 
 def outcomes(seed: int, first: int, averagers: Sequence[str]) -> Iterator[Outcome]:
@@ -68,12 +42,14 @@ def outcomes(seed: int, first: int, averagers: Sequence[str]) -> Iterator[Outcom
     for number in itertools.count(first):
         rng = random.Random(f"{seed} {number}")
         averager = rng.choice(averagers)
-        yield (damaged, replaced, lost, lost)[number % 4](rng, averager)
+        # Hosts take root and half a minute.
+        kinds = (damaged, replaced, lost, severed if number % 16 == 15 and _IS_ROOT else lost)
+        yield kinds[number % 4](rng, averager)
 
 
-def replaced(rng: random.Random, averager: str = "plain") -> Outcome:
+def replaced(rng: random.Random, averager: str) -> Outcome:
     """A job in which others take the place of those that are lost; one is lost as it joins."""
-    return lost(rng, "plain", respawn=True)
+    return lost(rng, averager, respawn=True)
 
 
 def lost(rng: random.Random, averager: str, *, respawn: bool = False) -> Outcome:
@@ -101,14 +77,19 @@ def lost(rng: random.Random, averager: str, *, respawn: bool = False) -> Outcome
     if not respawn and rng.random() < 1 / 3:
         # One of those without room is there to the end.
         left = rng.choice([worker for worker in workers if worker not in victims])
-        full = {"step": rng.randint(2, STEPS), "workers": [left, *victims[1:]]}
+        disk = _IS_ROOT and rng.random() < 0.5
+        others = [] if disk else victims[1:]
+        full = {"step": rng.randint(2, STEPS), "workers": [left, *others], "disk": disk}
     strikes = respawn and rng.random() < 0.5
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), layout, averager)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Run(Path(folder), layout, averager)) as run,
+    ):
         outcome = Outcome(
             averager, [f"{fault['kind']}, {fault['moment']}" for fault in faults.values()]
         )
-        outcome.faults += ["no room on the disk"] if full else []
+        if full:
+            outcome.faults.append("a full disk" if full["disk"] else "no room for one on the disk")
         plan: dict[int | str, dict[str, Any]] = {**faults}
         if strikes:
             kind = rng.choice(["killed", "a bad address", "an error"])
@@ -181,127 +162,6 @@ def harm(checkpoint: Path, damage: str, rng: random.Random) -> None:
         case "a torn manifest":
             manifest = checkpoint / "manifest.json"
             manifest.write_bytes(manifest.read_bytes()[: rng.randrange(100)])
-
-
-class Run:
-    """Jobs in one folder."""
-
-    def __init__(self, folder: Path, layout: str, averager: str) -> None:
-        self.folder, self.layout, self.averager = folder / "work", layout, averager
-        self._temporary = folder / "temporary"
-        self.folder.mkdir()
-        self._temporary.mkdir()
-
-    def start(
-        self,
-        faults: Mapping[Any, dict[str, Any]],
-        *,
-        full: dict[str, Any] | None = None,
-        kill_after: int | None = None,
-        respawn: bool = False,
-    ) -> list[str]:
-        """Runs a job to its end; returns what was wrong with that.
-
-        Args:
-            full: after which step which workers have no room on the disk.
-            respawn: whether others are started, and it goes on until they are there.
-            kill_after: kills the launcher once there is a checkpoint of at least two rounds.
-        """
-        size = size_of(self.layout)
-        plan = {
-            "folder": str(self.folder),
-            "averager": self.averager,
-            "steps": STEPS,
-            "faults": faults,
-            "full": full,
-            "workers": size if respawn else 0,
-        }
-        (self.folder / "plan.json").write_text(json.dumps(plan))
-        words = ["run", "--fault-tolerant", *(["--respawn"] if respawn else []), "-n", str(size)]
-        words += ["--layout", self.layout, str(JOB), str(self.folder / "plan.json")]
-        output = self.folder / "output"
-        with output.open("w") as out:
-            job = Soaked.start_command(words, self._temporary, output=out)
-        try:
-            if kill_after is not None:
-                wanted = self.folder / "saves" / f"step-{kill_after // 4 * 4:09d}"
-                _until(lambda: wanted.exists() or job.launcher.poll() is not None)
-                os.kill(job.launcher.pid, signal.SIGKILL)
-                job.launcher.wait()
-            else:
-                _until(lambda: job.launcher.poll() is not None)
-            problems = []
-            if job.launcher.poll() is None:
-                problems.append(f"it hangs: {self.said()}")
-                job.end()
-            elif kill_after is None and job.launcher.returncode != 0:
-                problems.append(f"it ended with {job.launcher.returncode}: {self.said()}")
-            left = job.left()
-            return problems + ([f"left behind: {left}"] if left else [])
-        finally:
-            job.end()
-
-    def said(self) -> str:
-        """The end of what the last job has printed."""
-        path = self.folder / "output"
-        return path.read_text(errors="replace")[-3000:] if path.exists() else "nothing"
-
-    def reports(self) -> dict[int, dict[str, Any]]:
-        """What those that are left say, by the number that they had."""
-        found = [json.loads(path.read_text()) for path in self.folder.glob("report-*")]
-        return {report["number"]: report for report in found}
-
-    def violations(self, reports: dict[int, dict[str, Any]], steps: int = STEPS) -> list[str]:
-        if not reports:
-            return [f"nobody is left: {self.said()}"]
-        found = []
-        for what, wanted in (("steps", steps), ("size", len(reports))):
-            wrong = {n: r[what] for n, r in reports.items() if r[what] != wanted}
-            if wrong:
-                found.append(f"{what} must be {wanted}, got {wrong}")
-        if len({report["digest"] for report in reports.values()}) > 1:
-            found.append("those that are left are not alike")
-        for number, report in reports.items():
-            first, last = report["losses"]
-            if not last < first and report["start"] == 0:
-                found.append(f"the loss of {number} went from {first} to {last}")
-        newest = max((self.folder / "saves").glob("step-*"), default=None)
-        if newest is not None:
-            try:
-                manifest = Manifest.read(newest)
-                for rank, file in enumerate(manifest.files):
-                    read(newest / name_of(rank), file)
-            except (OSError, ValueError) as error:
-                found.append(f"the newest checkpoint is not whole: {error}")
-        return found
-
-    def recoveries_s(
-        self, reports: dict[int, dict[str, Any]], faults: dict[int, dict[str, Any]]
-    ) -> list[tuple[float, str]]:
-        """From every end of a worker to the next round, without the deadline of silent ones."""
-        found = []
-        for number, fault in faults.items():
-            struck = self.folder / f"struck-{number}"
-            if not struck.exists() or not reports:
-                continue
-            then = float(struck.read_text())
-            rounds = [t for t in next(iter(reports.values()))["rounds"] if t > then]
-            if rounds:
-                # Another that is silent at that time is waited for as well.
-                silent = any(
-                    other["kind"] == "stopped" and abs(other["step"] - fault["step"]) < 3
-                    for other in faults.values()
-                )
-                waited = DEADLINE_S if silent and rounds[0] - then > DEADLINE_S else 0.0
-                words = f"{fault['kind']}, {fault['moment']}, hosts {self.layout}"
-                found.append((rounds[0] - then - waited, words))
-        return found
-
-
-def _until(true: Any) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def main(words: Sequence[str]) -> int:

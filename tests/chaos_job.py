@@ -15,7 +15,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +147,43 @@ def averager_of(kind: str, comm: Communicator, fate: Fate) -> ModelAverager:
     return averager
 
 
-def fails_to_save(saves: Checkpoints, step: int, is_full: bool) -> bool:
+def fails_to_save(saves: Checkpoints, step: int, no_room: Callable[[], Any]) -> bool:
     """Whether a checkpoint fails for which some workers have no room on the disk."""
     saves.wait()
+    with no_room():
+        try:
+            saves.save(step)
+            saves.wait()
+        except CheckpointError:
+            return True
+    return False
+
+
+@contextmanager
+def no_room_for_one(is_full: bool) -> Iterator[None]:
+    """This worker cannot write, as if its disk were full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if is_full else soft, hard))
     try:
-        saves.save(step)
-        saves.wait()
-    except CheckpointError:
-        return True
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    return False
+
+
+@contextmanager
+def no_room_for_all(comm: Communicator, folder: Path, fills: bool) -> Iterator[None]:
+    """The disk is full, since one has filled it."""
+    filler = folder / "filler"
+    try:
+        if fills:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        comm.barrier()
+        yield
+    finally:
+        if fills:
+            filler.unlink()
 
 
 def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
@@ -195,7 +222,17 @@ def work(plan: dict[str, Any], comm: Communicator) -> dict[str, Any]:
         if workers or saves.when.due(step):
             survival.hold(lambda: saves.after(step))  # noqa: B023
         if room and step == room["step"]:
-            full = survival.hold(lambda: fails_to_save(saves, step, number in room["workers"]))  # noqa: B023
+            affected = number in room["workers"]
+            no_room = partial(no_room_for_one, affected)
+            if room["disk"]:
+                no_room = partial(no_room_for_all, comm, folder / "saves", affected)
+            full = survival.hold(lambda: fails_to_save(saves, step, no_room))  # noqa: B023
+        if step == plan["waits"] and os.environ.get("LOCALSGD_RESTART") == "0":
+            saves.wait()
+            comm.barrier()
+            (folder / "waiting").touch()
+            while True:
+                comm.barrier()
     training.flush()
     saves.close()
     return {

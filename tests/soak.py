@@ -34,7 +34,7 @@ import localsgd
 VICTIMS = ("a rank", "mpirun", "the launcher")
 SHARED = Path("/dev/shm")
 LIMIT_S = 60.0
-_MARK = "LOCALSGD_SOAK"
+MARK = "LOCALSGD_SOAK"
 _RANK_NAMES = ("PMIX_RANK", "PMI_RANK")
 _LONGEST_DELAY_S = 2.0
 _WORKER = "--worker"
@@ -80,7 +80,7 @@ class Soaked:
         mark, segments = uuid.uuid4().hex, set(SHARED.iterdir())
         launcher = subprocess.Popen(
             [sys.executable, "-m", "localsgd.cli", *words],
-            env={**os.environ, _MARK: mark, "TMPDIR": str(temporary)},
+            env={**os.environ, MARK: mark, "TMPDIR": str(temporary)},
             stdout=output,
             stderr=output,
         )
@@ -94,7 +94,7 @@ class Soaked:
                 words = (entry / "environ").read_bytes().split(b"\0")
                 pairs = (word.decode(errors="replace").partition("=") for word in words)
                 environment = {name: value for name, _, value in pairs}
-                if environment.get(_MARK) == self.mark:
+                if environment.get(MARK) == self.mark:
                     found[int(entry.name)] = environment
         return found
 
