@@ -90,8 +90,10 @@ LAUNCHER = ("-m", "localsgd.cli", "run", "-n", "2")
     "words",
     [
         (str(EXAMPLES / "digits.py"), "--threads", "2", "--epochs", "1"),
-        (str(EXAMPLES / "chars.py"), "--threads", "2", *BRIEF),
-        (*LAUNCHER, str(EXAMPLES / "chars.py"), *BRIEF),
+        pytest.param(
+            (str(EXAMPLES / "chars.py"), "--threads", "2", *BRIEF), marks=pytest.mark.long
+        ),
+        pytest.param((*LAUNCHER, str(EXAMPLES / "chars.py"), *BRIEF), marks=pytest.mark.long),
     ],
     ids=["digits-threads", "chars-threads", "chars-mpirun"],
 )
@@ -107,6 +109,7 @@ def test_a_short_run_shows_a_table_and_draws_a_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_chars_learns_alone_and_writes() -> None:
     """97 symbols that are equally likely take log₂ 97 = 6.6 bits each."""
     params = chars.start_values(0)

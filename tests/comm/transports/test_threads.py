@@ -323,6 +323,7 @@ def test_memory_is_given_back_when_all_workers_have_dropped_it() -> None:
     run_threads(3, body)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hosts", ["2", "1+1"])
 def test_buffers_longer_than_two_to_the_31_bytes(hosts: str) -> None:
     count = 2**31 + 7
