@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+import pytest
 
 from localsgd import (
     Arena,
@@ -127,6 +128,12 @@ KINDS: dict[str, Kind] = {
         samples=False,
     ),
 }
+
+_FIRST = ("every", "hierarchical", "diloco", "streaming", "int8", "push-sum")
+# What a test takes that is about all of them: these, and by `make test-long` the others.
+FIRST_AND_LATER = [
+    name if name in _FIRST else pytest.param(name, marks=pytest.mark.long) for name in KINDS
+]
 
 
 def arenas(comm: Communicator) -> list[Arena]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from averager_kinds import KINDS, arenas, train
+from averager_kinds import FIRST_AND_LATER, KINDS, arenas, train
 from backends import Workers
 from localsgd import NON_MEMBER, Arena, Communicator
-
-# Those that are tried first; all of them are by `make test-long`.
-FIRST = ("every", "hierarchical", "diloco", "streaming", "int8", "push-sum")
 
 
 def are_equal(comm: Communicator, params: list[Arena]) -> bool:
@@ -19,10 +16,7 @@ def are_equal(comm: Communicator, params: list[Arena]) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in FIRST else pytest.param(name, marks=pytest.mark.long) for name in KINDS],
-)
+@pytest.mark.parametrize("name", FIRST_AND_LATER)
 def test_every_averager_keeps_its_promises(workers: Workers, name: str) -> None:
     """In place; equal after rounds, if it says so, and after a flush; steps are counted and shown.
 

@@ -38,6 +38,7 @@ def moved(comm: Communicator, candidate: Candidate) -> tuple[int, int]:
     return passed.host_read + passed.host_written, passed.sent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("hosts", "workers"), [(2, 2), (2, 1), (1, 2)])
 def test_lines_train_and_move_the_bytes_of_the_plan(hosts: int, workers: int) -> None:
     """Counted where they move, over one period; pieces of all of them have whole blocks."""
