@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +24,20 @@ MESSAGES = blocks(ROOT / "docs/troubleshooting.md", "text")
 # Of other programs, or said where torch is; these were seen by hand.
 ELSEWHERE = ("prterun has detected", "localsgd: the ranks start from different values")
 START = (
-    "import os, signal, sys, threading\nimport localsgd\n"
-    "comm = localsgd.world(deadline_s=2)\ncomm.barrier()\n"
+    "import os, resource, signal, sys\nimport localsgd\ncomm = localsgd.world()\ncomm.barrier()\n"
 )
 
 
 def pattern(message: str) -> re.Pattern[str]:
-    """What may stand for a message: other numbers, and anything for what is left out."""
-    words = re.escape(message.strip("\n")).replace("…", ".*")
+    """What may stand for a message: other numbers, other lines, anything for what is left out."""
+    words = r"\s+".join(map(re.escape, message.split())).replace(r"\s+…", "…").replace("…", ".*")
     return re.compile(re.sub(r"\d+(?:,\d+|\\\.\d+)*", r"[\\d,.]+", words))
 
 
-def raised(work: Callable[[Communicator], object]) -> str:
+def raised(work: Callable[[Communicator], object], deadline_s: float | None = None) -> str:
     """What two workers raise, as a traceback ends."""
     try:
-        run_threads(2, work)
+        run_threads(2, work, deadline_s=deadline_s)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     pytest.fail("nothing was raised")
@@ -114,6 +116,50 @@ def told() -> str:
     return heard[0]
 
 
+def silent() -> str:
+    """What a worker raises that has waited for longer than its deadline."""
+    over = threading.Event()
+
+    def work(comm: Communicator) -> None:
+        comm.barrier()
+        if comm.rank:
+            over.wait()
+        try:
+            comm.barrier()
+        finally:
+            over.set()
+
+    return raised(work, deadline_s=1)
+
+
+class Listener(io.StringIO):
+    """A standard error that tells when something is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        self.heard.set()
+        return written
+
+
+def late() -> str:
+    """What a worker says of another that comes only when it has been said."""
+    listener = Listener()
+
+    def work(comm: Communicator) -> None:
+        comm.barrier()
+        if comm.rank:
+            listener.heard.wait()
+        comm.barrier()
+
+    with redirect_stderr(listener):
+        run_threads(2, work, deadline_s=2, on_late="wait")
+    return listener.getvalue()
+
+
 def refused() -> str:
     with pytest.raises(LaunchError) as caught:
         Mpirun(Path("mpirun"), "MPICH", 5).job(["true"], 2, fault_tolerant=True)
@@ -129,7 +175,6 @@ def without_mpi() -> str:
     return run(sys.executable, "-c", program, PATH="/nowhere")
 
 
-LATE = "if comm.rank:\n    threading.Event().wait()\ncomm.barrier()\n"
 CAUSES: dict[str, Callable[[], str]] = {
     "localsgd: no MPI": without_mpi,
     "There are not enough slots": lambda: run(
@@ -141,12 +186,12 @@ CAUSES: dict[str, Callable[[], str]] = {
     ),
     "MismatchError: all ranks": lambda: raised(lambda comm: step(comm, leaves=True)),
     "RankFailure: rank 1 failed": told,
-    "RankFailure: rank 1 (process": lambda: job(
+    "prterun noticed": lambda: job(
         "if comm.rank:\n    os.kill(os.getpid(), signal.SIGKILL)\ncomm.barrier()\n"
     ),
-    "RankFailure: rank 1 has closed": lambda: job("if not comm.rank:\n    comm.barrier()\n"),
-    "localsgd: rank 0 has waited": lambda: job(LATE),
-    "RankSilent": lambda: job(LATE),
+    "RankFailure: rank 1 has closed": lambda: raised(lambda comm: comm.rank or comm.barrier()),
+    "localsgd: rank 0 has waited": late,
+    "RankSilent": silent,
     "NotFiniteError": lambda: raised(lambda comm: step(comm, nan=True)),
     "CheckpointError: the folder": lambda: raised(lambda comm: save(comm, ends=False)),
     "CheckpointError: no checkpoint": lambda: saved_before(save, torn=True),
@@ -154,7 +199,6 @@ CAUSES: dict[str, Callable[[], str]] = {
     "ValueError: the saved params": lambda: saved_before(lambda comm: save(comm, count=4)),
     "MemoryError": lambda: raised(lambda comm: comm.allocate(2 * 10**12, np.float64)),
     "localsgd: memory is not shared": lambda: job(
-        "import resource\n"
         "if comm.rank:\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
         "comm.allocate(100_000, 'f8')\n"
