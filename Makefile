@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate clean
+.PHONY: help demo test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,10 +59,11 @@ test-faults: .venv/ready .venv-mpich/ready .venv-bench/ready ## Jobs that lose r
 chaos: .venv/ready ## Train under FAULTS=100 faults from SEED=0 in real processes, from job FROM=0
 	.venv/bin/python tests/chaos.py --faults $(or $(FAULTS),100) --seed $(or $(SEED),0) --from $(or $(FROM),0)
 
-check: .venv/ready .venv-bench/ready ## Lint, types, then all tests
+check: .venv/ready .venv-bench/ready ## Lint, types, links, then all tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv-bench/bin/mypy
+	$(MAKE) docs
 	$(MAKE) test
 
 bench: .venv-bench/ready .venv-bench-mpich/ready ## Measure everything; rewrites benchmarks/README.md
@@ -83,8 +84,11 @@ bench-simulate: .venv-bench/ready ## Measure simulations: speed, bits, and times
 bench-hosts: .venv-bench/ready .venv-bench-mpich/ready ## Measure what happens between hosts (needs root)
 	.venv-bench/bin/python -m benchmarks hosts_small hosts_limit hosts_peers overlap
 
+docs: .venv-docs/ready ## Build the pages and the reference as a site: out/site/index.html
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
 clean: ## Remove the environments and what the tools left
-	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich .venv-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -104,4 +108,9 @@ clean: ## Remove the environments and what the tools left
 .venv-bench-mpich/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-bench-mpich
 	.venv-bench-mpich/bin/python -m pip install --quiet --editable '.[mpich,compiled,test]'
+	touch $@
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
 	touch $@

@@ -242,7 +242,7 @@ class Communicator(Protocol):
             label: what this call is for, as in "round after step 6"; compared like the rest.
 
         Raises:
-            MismatchError, RankFailure, ValueError, TypeError.
+            MismatchError, RankFailure, ValueError, TypeError: as every collective.
             NoWeight: a ValueError, on every rank, if the weights sum to 0.
             NotFiniteError: a ValueError, on every rank, at the end, as ``finite`` says.
         """

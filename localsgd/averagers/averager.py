@@ -125,7 +125,8 @@ class ModelAverager(Weighing):
 
             params = Σ weight · params / Σ weight    over the workers of ``group_due``
 
-        Collective when due: once for each arena, after a comparison of the step.
+        Collective when due: once for each arena, after a comparison of the step. Whatever is
+        raised, the step is not counted and samples stay recorded.
 
         Args:
             params: this worker's parameters; changed in place.
@@ -139,8 +140,6 @@ class ModelAverager(Weighing):
                 samples and others do not.
             NotFiniteError: on every rank, as ``guard`` says.
             RankFailure: if a worker died before the round.
-
-            Whatever is raised, the step is not counted and samples stay recorded.
         """
         arenas = as_arenas(params)
         group = self.group_due(self.step + 1)

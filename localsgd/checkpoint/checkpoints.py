@@ -144,7 +144,7 @@ class Checkpoints:
         Raises:
             Preempted: a SystemExit with code 75, on every rank, once the checkpoint is complete, if
                 one of them was told to stop.
-            As ``save``.
+            TypeError, CheckpointError, MismatchError: as ``save``.
         """
         told = False
         if self._notice is not None and self.preemption is not None and self.preemption.due(step):

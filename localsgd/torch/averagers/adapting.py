@@ -101,6 +101,7 @@ class CoreAverager(ModelAverager):
         """Counts one local step; when due, averages all parameters that training changes.
 
         Collective when due, and at the first call, which gives the parameters their places.
+        Whatever is raised, the step is not counted.
 
         Args:
             params: parameters or parameter groups, alike on all ranks whether or not they have
@@ -114,8 +115,6 @@ class CoreAverager(ModelAverager):
             MismatchError: on every rank, if steps or parameters differ.
             RankFailure: if a worker died before the round.
             NotImplementedError, TypeError, ValueError: for parameters that cannot be averaged.
-
-            Whatever is raised, the step is not counted.
         """
         return self._follow(self.averager.average_parameters, params, along)
 

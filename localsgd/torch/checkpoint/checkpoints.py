@@ -51,7 +51,7 @@ class Checkpoints(core.Checkpoints):
             folder, when, keep, configuration, preemption: as in ``localsgd.Checkpoints``.
 
         Raises:
-            As ``localsgd.Checkpoints``.
+            TypeError, ValueError, CheckpointError, MismatchError: as ``localsgd.Checkpoints``.
         """
         comm: Communicator = communicator(process_group)
         super().__init__(
