@@ -52,14 +52,14 @@ def _run(words: list[str]) -> None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
     sys.argv = words
-    script = words[0]
+    script = os.path.abspath(words[0])
     _begin_path_with(str(Path(script).resolve().parent))
     # It has the name for good: what is pickled, or asked for by threads, is looked up there.
     program = sys.modules["__main__"] = ModuleType("__main__")
     vars(program).update(
         __file__=script, __loader__=SourceFileLoader("__main__", script), __builtins__=__builtins__
     )
-    with io.open_code(str(Path(script).absolute())) as file:
+    with io.open_code(script) as file:
         source = file.read()
     exec(compile(source, script, "exec", dont_inherit=True), vars(program))
 
@@ -171,8 +171,10 @@ def _show_once(told: bool) -> None:
         if told and before is not None:
             before.flush()
             sys.stderr = _Unheard(before)
+        # Python's own shows what the error has, not what it is given.
+        error.__traceback__ = trace = _without_this_file(trace)
         try:
-            show(kind, error, _without_this_file(trace))
+            show(kind, error, trace)
         finally:
             sys.stderr = before
 

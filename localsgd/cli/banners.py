@@ -81,8 +81,8 @@ class Banners:
         words = _without_tag(line)
         # Open MPI ends one with a zero.
         if self.found and words.startswith(b"\0"):
+            line = line.replace(b"\0", b"")
             words = words.lstrip(b"\0")
-            line = words
         if not self._held:
             if words in (_RULE, _DOUBLE):
                 self._held, self._rules = [line], 1
