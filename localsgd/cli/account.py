@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localsgd.cli.as_rank import FOLDER
-from localsgd.cli.digest import Note, digest, notes_in
+from localsgd.cli.deaths import Deaths
+from localsgd.cli.digest import Killed, Note, digest, notes_in
 from localsgd.cli.overheard import Overheard
 
 # Where a job goes on without those that raise, how long others may take to raise the same.
@@ -48,6 +50,8 @@ class Account:
     def __init__(self, folder: Path, telling: Telling, size: int) -> None:
         self._folder, self._telling, self._size = folder, telling, size
         self._told: set[Note] = set()
+        self._ranks: dict[int, int | None] = {}
+        self._deaths = Deaths()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
 
@@ -57,7 +61,11 @@ class Account:
         return {FOLDER: str(self._folder)}
 
     def look(self) -> None:
-        """Tells what is new, if it is to be told at once."""
+        """Notes who has ended, and tells what is new if it is to be told at once."""
+        if len(self._ranks) < self._size:
+            self._ranks = self._begun()
+            self._deaths.expect(self._ranks)
+        self._deaths.look()
         if self._telling.at_once and (notes := self._new(time.time() - _TOGETHER_S)):
             self._say(digest(notes, None, self._size, full=self._telling.full))
             self._told.update(notes)
@@ -70,13 +78,15 @@ class Account:
             failed: whether it has failed.
             wanted: whether a person or the clock has ended it, so that ranks were killed.
         """
+        self._deaths.look()
+        self._deaths.close()
         notes = [note for note in self._new() if not (wanted and note.interrupt)]
         for note in notes:
             if note.what == "error":
                 heard.note(f"rank {note.rank} raised:\n{note.full}")
         said = ""
         if failed or self._telling.at_once:
-            killed = None if wanted or not failed else heard.killed(self._ranks())
+            killed = None if wanted or not failed else self._named(heard.killed())
             shown = [note for note in notes if failed or note.what != "thread"]
             said = digest(shown, killed, self._size, full=self._telling.full)
         heard.let_banners_go(shown=not said)
@@ -90,13 +100,22 @@ class Account:
         notes = notes_in(self._folder)
         return [note for note in notes if note not in self._told and note.time_s <= until_s]
 
-    def _ranks(self) -> dict[int, int]:
-        """The rank of every process that has begun."""
+    def _named(self, killed: Killed | None) -> Killed | None:
+        """Who was killed, also where mpirun does not know: the first that ended without a word."""
+        if killed is None or killed.rank is not None:
+            return killed
+        ended = {int(path.name.partition("-")[0]) for path in self._folder.glob("*.json")}
+        ended |= {int(path.stem) for path in self._folder.glob("*.end")}
+        silent = [pid for pid in self._deaths.order if pid not in ended]
+        return replace(killed, rank=self._ranks.get(silent[0])) if silent else killed
+
+    def _begun(self) -> dict[int, int | None]:
+        """The rank of every process of this host that has begun."""
         found = {}
         for path in self._folder.glob("*.rank"):
-            rank = json.loads(path.read_text())["rank"]
-            if rank is not None:
-                found[int(path.stem)] = rank
+            said = json.loads(path.read_text())
+            if said["host"] == socket.gethostname():
+                found[int(path.stem)] = said["rank"]
         return found
 
     def _say(self, words: str) -> None:

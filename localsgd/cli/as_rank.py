@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import runpy
+import socket
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ def main() -> None:
     except BaseException as error:
         _show_once(notes.write_error(error))
         raise
+    notes.write_end()
 
 
 def _run(words: list[str]) -> None:
@@ -83,8 +85,7 @@ class Notes:
             "PMIX_NAMESPACE", "@1"
         ).endswith("@1")
         self._rank = int(rank) if rank.isdecimal() and not later else None
-        # For who knows of a rank the number of its process alone.
-        self._write(f"{self._process}.rank", {"rank": self._rank})
+        self._write(f"{self._process}.rank", {"rank": self._rank, "host": socket.gethostname()})
         earlier = threading.excepthook
 
         def note(args: threading.ExceptHookArgs) -> None:
@@ -112,9 +113,15 @@ class Notes:
             time.sleep(_NAP_S)
         return True
 
+    def write_end(self) -> None:
+        """Writes down that the program has come to its end."""
+        self._write(f"{self._process}.end", {})
+
     def write_exit(self, code: object) -> None:
-        """Writes down an exit code that is not 0."""
-        if code is not None and code != 0:
+        """Writes down an exit code."""
+        if code is None or code == 0:
+            self.write_end()
+        else:
             self._write_record("exit", code=code if isinstance(code, int) else 1)
 
     def _note(self, what: str, error: BaseException, *, thread: str = "") -> bool:

@@ -57,10 +57,12 @@ class Killed:
 
     Attributes:
         rank: None where nobody knows it.
+        host: where it was.
         how: the signal's name.
     """
 
     rank: int | None
+    host: str
     how: str
 
 
@@ -90,7 +92,7 @@ def digest(notes: Sequence[Note], killed: Killed | None, size: int, *, full: boo
     lines += _errors(own, size, full)
     if killed is not None and killed.rank not in {note.rank for note in own}:
         hint = ", as by a host that is out of memory" if killed.how == "SIGKILL" else ""
-        who = "a rank" if killed.rank is None else f"rank {killed.rank}"
+        who = f"a rank on {killed.host}" if killed.rank is None else f"rank {killed.rank}"
         lines.append(f"{who} was ended by {killed.how}{hint}")
     for code, those in _grouped(exits, lambda note: str(note.code)):
         lines.append(f"{_named([note.rank for note in those], size)} ended with exit code {code}")

@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -26,7 +25,7 @@ _DIED = re.compile(r"RankFailure: rank (\d+) \(process \d+\) has died")
 _KILLED = re.compile(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)")
 # Of a process that has exited the last part is not there.
 _KILLED_UNNAMED = re.compile(
-    r"= PID (\d+) RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
+    r"= PID \d+ RUNNING AT (\S+) = EXIT CODE: \d+ =.{,400}?EXIT STRING: .{,40}?\(signal (\d+)\)"
 )
 _LOST_DAEMON = re.compile(
     r"lost communication with a remote daemon.{,200}?Remote daemon: \S+ on node (\S+)"
@@ -132,17 +131,13 @@ class Overheard:
                 said = b"".join(banners.found) + said
             self._pass_on(said, self._targets[descriptor])
 
-    def killed(self, ranks: Mapping[int, int]) -> Killed | None:
-        """The process that mpirun says was ended by a signal, if it names one.
-
-        Args:
-            ranks: by the number of their process.
-        """
+    def killed(self) -> Killed | None:
+        """The process that mpirun says was ended by a signal, if it does."""
         text = " ".join(self._said.split())
         if found := _KILLED.search(text):
-            return Killed(int(found[1]), _signal(int(found[3])))
+            return Killed(int(found[1]), found[2], _signal(int(found[3])))
         if found := _KILLED_UNNAMED.search(text):
-            return Killed(ranks.get(int(found[1])), _signal(int(found[3])))
+            return Killed(None, found[1], _signal(int(found[2])))
         return None
 
     def lost_daemon(self) -> str:
@@ -164,7 +159,7 @@ class Overheard:
             return f"rank {found[1]} raised"
         if found := _KILLED_UNNAMED.search(text):
             # Of those that MPICH has killed then it may name another one.
-            return f"a rank on {found[2]} was ended by {_signal(int(found[3]))}"
+            return f"a rank on {found[1]} was ended by {_signal(int(found[2]))}"
         return ""
 
 

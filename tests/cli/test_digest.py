@@ -45,7 +45,7 @@ def test_the_cause_comes_first_whenever_it_was_written() -> None:
     assert said == f"localsgd: rank 1 raised:\n{FRAME}KeyError: 'a'\n{line}"
     exits = Note("exit", 1, 2.0, code=3)
     assert digest([gone, exits], None, 2) == f"localsgd: rank 1 ended with exit code 3\n{line}"
-    assert digest([gone], Killed(1, "SIGSEGV"), 2) == (
+    assert digest([gone], Killed(1, "h", "SIGSEGV"), 2) == (
         f"localsgd: rank 1 was ended by SIGSEGV\n{line}"
     )
 
@@ -58,9 +58,9 @@ def test_a_failure_of_others_without_a_cause_is_told_whole() -> None:
 
 
 def test_who_raised_is_not_told_to_have_been_killed_then() -> None:
-    assert "SIGKILL" not in digest([error(1, "E: a")], Killed(1, "SIGKILL"), 2)
-    assert "rank 0 was ended by SIGKILL" in digest([error(1, "E: a")], Killed(0, "SIGKILL"), 2)
-    assert "a rank was ended by SIGTERM\n" in digest([], Killed(None, "SIGTERM"), 2)
+    assert "SIGKILL" not in digest([error(1, "E: a")], Killed(1, "h", "SIGKILL"), 2)
+    assert "rank 0 was ended by SIGKILL" in digest([error(1, "E: a")], Killed(0, "h", "SIGKILL"), 2)
+    assert "a rank on h was ended by SIGTERM\n" in digest([], Killed(None, "h", "SIGTERM"), 2)
 
 
 def test_threads_come_first_in_a_line_each() -> None:
