@@ -91,7 +91,7 @@ class Account:
             said = digest(shown, killed, self._size, full=self._telling.full)
         heard.let_banners_go(shown=not said)
         self._say(said)
-        if any(note.full for note in notes) or self._told:
+        if (said and any(note.full for note in notes)) or self._told:
             with suppress(OSError):
                 place = _write(heard.tail, notes_in(self._folder))
                 self._say(f"localsgd: all that was said, and every traceback: {place}\n")
