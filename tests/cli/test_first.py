@@ -10,6 +10,7 @@ import pytest
 from cli.jobs import run
 from localsgd.cli.first import PROGRAM, write_first
 from localsgd.cli.launcher import LaunchError
+from pages import ROOT, blocks
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -44,6 +45,11 @@ def test_no_name_hides_a_module(tmp_path: Path, name: str) -> None:
 def test_a_folder_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="cannot be written: No such file"):
         write_first(str(tmp_path / "no" / "train"))
+
+
+def test_the_page_shows_it() -> None:
+    (shown,) = blocks(ROOT / "docs/first-minutes.md", "python")
+    assert shown == PROGRAM
 
 
 def test_it_is_short() -> None:
