@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .changes import Change
 from .codecs import Codec, PlacedCodec
+from .in_words import seconds_in_words, size_in_words
 from .topology import Topology
 
 Array: TypeAlias = NDArray[Any]
@@ -51,6 +52,8 @@ class Traffic:
 
     The byte counts are payload: parameters, gradients and arrays. The headers that every
     collective compares between hosts are counted apart, in ``control``.
+
+    ``print(comm.traffic)`` shows it in units.
     """
 
     calls: int = 0
@@ -61,6 +64,24 @@ class Traffic:
     control: int = 0
     seconds: float = 0.0
     waited_s: float = 0.0
+
+    def __str__(self) -> str:
+        """
+        >>> print(Traffic(3, 0, 0, 2_500_000, 2_500_000, 96, 0.5, 0.125))
+        3 calls took 500 ms, of which 125 ms were waits for others
+        within the host: 0 read, 0 written
+        between hosts: 2.5 MB sent, 2.5 MB received, and headers of 96 B
+        """
+        took, waited = seconds_in_words(self.seconds), seconds_in_words(self.waited_s)
+        plural = "" if self.calls == 1 else "s"
+        read, written = size_in_words(self.host_read), size_in_words(self.host_written)
+        sent, received = size_in_words(self.sent), size_in_words(self.received)
+        return (
+            f"{self.calls:,} call{plural} took {took}, of which {waited} were waits for others\n"
+            f"within the host: {read} read, {written} written\n"
+            f"between hosts: {sent} sent, {received} received, and headers of "
+            f"{size_in_words(self.control)}"
+        )
 
     def __add__(self, other: Traffic) -> Traffic:
         return self._combine(other, 1)

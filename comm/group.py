@@ -46,7 +46,7 @@ class Group(Members):
     """A group of workers; made by ``bootstrap.connect`` and by ``split``."""
 
     def __repr__(self) -> str:
-        return f"<rank {self.rank} of {self.size}, hosts {self.topology}>"
+        return f"<Communicator: rank {self.rank} of {self.size}, workers by host {self.topology}>"
 
     def __deepcopy__(self, memo: object) -> Group:
         """The group itself: a copied averager goes on with the same workers."""

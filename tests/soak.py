@@ -128,7 +128,13 @@ class Soaked:
         mapped |= {str(Path(path).parent) for path in mapped}
         segments = {str(path) for path in set(SHARED.iterdir()) - self.segments} - mapped
         # Hydra's description of the machine bears no name of the job, and stays if it is killed.
-        files = [str(path) for path in self.temporary.iterdir() if "hwloc" not in path.name]
+        # What a job that has failed said is kept.
+        meant = ("hwloc", "localsgd-failed-")
+        files = [
+            str(path)
+            for path in self.temporary.iterdir()
+            if not any(name in path.name for name in meant)
+        ]
         return [*found, *sorted(segments), *files]
 
     def end(self) -> None:

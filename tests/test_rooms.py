@@ -64,7 +64,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "comm.contract", "checks", "arrays", "averagers", "training", "checkpoint"),
     },
     "telemetry": {"comm", "checks", "arrays", "schedules", "averagers"},
-    "cli": {"comm", "comm.memory", "comm.transports", "comm.waiting", "simulate", "telemetry"},
+    "cli": {
+        "comm",
+        "comm.contract",
+        "comm.memory",
+        "comm.transports",
+        "comm.waiting",
+        "simulate",
+        "telemetry",
+    },
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
         *("gossip", "training", "methods", "checkpoint", "elastic", "simulate", "telemetry"),

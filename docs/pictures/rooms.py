@@ -26,6 +26,7 @@ TOP_OF_COMM = {
     "topology": "contract",
     "nonmember": "contract",
     "dtypes": "contract",
+    "in_words": "contract",
     "compiled": "compiled",
     "group": "group",
     "members": "group",

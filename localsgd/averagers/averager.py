@@ -338,7 +338,8 @@ class ModelAverager(Weighing):
             deciding.load_state_dict(state_dict["decided"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.schedule!r})"
+        outer = "" if self.outer is None else f", outer={self.outer!r}"
+        return f"{type(self).__name__}({self.schedule!r}{outer})"
 
     def _ends_synchrony(self, step: int) -> bool:
         """Whether a round must follow this step, for later ones to go from where it ends."""

@@ -103,6 +103,10 @@ class Checkpoints:
         self._writer = Writer(self._folder, self._comm, list(self._parts), configuration, keep)
         self._notice = None if preemption is None else Notice()
 
+    def __repr__(self) -> str:
+        parts = ", ".join(self._parts)
+        return f"{type(self).__name__}({str(self._folder.path)!r}: {parts}; when={self.when!r})"
+
     def load(self, step: int | None = None) -> int | None:
         """Takes over the newest checkpoint that is whole, or that of a step. Collective.
 

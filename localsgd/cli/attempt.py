@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localsgd.cli.account import Account
 from localsgd.cli.host_watch import HostWatch
 from localsgd.cli.launcher import Job
 from localsgd.cli.leftovers import Leftovers, remove_folder
@@ -60,6 +61,7 @@ class Attempt:
         mark: its ``LOCALSGD_JOB``.
         watch: of its hosts, if it has others than this.
         overheard: hears what it says, if somebody must.
+        account: tells the errors that ranks write down, if they do; needs ``overheard``.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class Attempt:
         mark: str,
         watch: HostWatch | None,
         overheard: Overheard | None,
+        account: Account | None = None,
     ) -> None:
         self._job, self._folder, self._mark = job, folder, mark
-        self._watch, self._overheard = watch, overheard
+        self._watch, self._overheard, self._account = watch, overheard, account
         self._process: subprocess.Popen[bytes] | None = None
         self._begin_s = time.monotonic()
 
@@ -132,6 +135,8 @@ class Attempt:
         reason, saved = "", -1
         if heard is not None:
             heard.close()
+            if self._account is not None:
+                self._account.end(heard, failed=code != 0, wanted=for_good)
             reason, saved = daemon or heard.lost_rank(), heard.saved
         if timed_out:
             code = TIMED_OUT
@@ -163,6 +168,8 @@ class Attempt:
         leftovers.wait(_PAUSE_S, descendants, () if heard is None else heard.descriptors)
         if heard is not None:
             heard.pass_on()
+        if self._account is not None:
+            self._account.look()
 
     def _end(self, process: subprocess.Popen[bytes], leftovers: Leftovers, grace_s: float) -> None:
         """Sees to it that a job that got a signal ends."""

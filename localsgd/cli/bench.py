@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localsgd.cli.in_words import rate_in_words, seconds_in_words, size_in_words
 from localsgd.comm import world
+from localsgd.comm.in_words import rate_in_words, seconds_in_words, size_in_words
 from localsgd.simulate import Machine, measure
 
 

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
 import click
 
 from localsgd.cli.agent import Agent
+from localsgd.cli.asked import (
+    MISUSED,
+    Misused,
+    OneLine,
+    check_places,
+    program,
+    require_one_mpi,
+    say_if_crowded,
+    telling_of,
+)
 from localsgd.cli.attempt import CANNOT_START
 from localsgd.cli.launcher import Job, LaunchError, find_mpirun
 from localsgd.cli.placing import Placing
 from localsgd.cli.supervise import Plan, run_job
 from localsgd.cli.watching import watched
-from localsgd.comm import Topology
-from localsgd.comm.transports import find_program
 from localsgd.comm.waiting import launcher
 from localsgd.simulate import Faults, Model, Stragglers, Workload
 from localsgd.simulate import simulate as simulated
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_HOST = re.compile(r"[^\s:]+(:[1-9]\d*)?")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,8 +38,8 @@ def localsgd() -> None:
     """Train one model on many workers that talk rarely."""
 
 
-@localsgd.command(context_settings={"allow_interspersed_args": False})
-@click.option("-n", "--ranks", type=click.IntRange(1), required=True, help="How many workers.")
+@localsgd.command(cls=OneLine, context_settings={"allow_interspersed_args": False})
+@click.option("-n", "--ranks", type=click.IntRange(1), help="How many workers.")
 @click.option("--hosts", help="Where they run, as in a:2,b:2; by default, here.")
 @click.option("--layout", help="Which ranks count as sharing a host, as in 2+1, to try on one.")
 @click.option("--tag-output", is_flag=True, help="Begin every line with its rank.")
@@ -50,10 +56,18 @@ def localsgd() -> None:
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="End the job then.")
 @click.option("--telemetry", type=_FOLDER, help="Where every averager's rounds are written.")
 @click.option("--timeline", type=_FILE, help="Of all ranks, as JSON for Perfetto, at the end.")
+@click.option(
+    "--traceback",
+    "tracebacks",
+    type=click.Choice(["short", "full"]),
+    default="short",
+    show_default=True,
+    help="Whether frames of the library are shown.",
+)
 @click.option("-m", "--module", is_flag=True, help="COMMAND begins with a Python module.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
-    ranks: int,
+    ranks: int | None,
     hosts: str | None,
     layout: str | None,
     tag_output: bool,
@@ -64,6 +78,7 @@ def run(
     timeout_s: float | None,
     telemetry: Path | None,
     timeline: Path | None,
+    tracebacks: str,
     module: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -75,11 +90,12 @@ def run(
     rank. The exit code is the job's.
     """
     try:
+        require_one_mpi()
         mpirun = find_mpirun()
-        _check(ranks, hosts, layout)
+        words, ranks = program(ranks, command, module)
+        check_places(ranks, hosts, layout)
         if respawn and not fault_tolerant:
             raise LaunchError("--respawn must come with --fault-tolerant")
-        words = _words(command, module)
 
         def job(placing: Placing, variables: dict[str, str]) -> Job:
             return mpirun.job(
@@ -94,39 +110,28 @@ def run(
             )
 
         placing, agent = Placing.parse(ranks, hosts), Agent(mpirun.library, os.environ)
+        telling = telling_of(words, full=tracebacks == "full", at_once=fault_tolerant)
+        say_if_crowded(ranks, hosts)
         with watched(telemetry, timeline):
-            code = run_job(Plan(job, placing, agent, restarts, host_deadline_s, timeout_s))
+            code = run_job(Plan(job, placing, agent, restarts, host_deadline_s, timeout_s, telling))
     except LaunchError as error:
         click.echo(f"localsgd: {error}", err=True)
-        code = CANNOT_START
+        code = MISUSED if isinstance(error, Misused) else CANNOT_START
     sys.exit(code)
 
 
-def _words(command: tuple[str, ...], module: bool) -> list[str]:
-    """What a rank executes."""
-    if module:
-        return [sys.executable, "-m", *command]
-    first, *arguments = command
-    if first.endswith(".py"):
-        if not Path(first).is_file():
-            raise LaunchError(f"{first}: no such script")
-        return [sys.executable, first, *arguments]
-    program = find_program(first)
-    if program is None:
-        raise LaunchError(f"{first}: no such program, and no script, which would end in .py")
-    return [program, *arguments]
+@localsgd.command(cls=OneLine)
+@click.argument("name")
+def new(name: str) -> None:
+    """Write NAME.py, a first program to run and to change."""
+    from localsgd.cli.first import write_first
 
-
-def _check(ranks: int, hosts: str | None, layout: str | None) -> None:
-    if hosts is not None and not re.fullmatch(
-        r"([^\s,:]+(:[1-9]\d*)?,)*[^\s,:]+(:[1-9]\d*)?", hosts
-    ):
-        raise LaunchError(f"--hosts must look like a:2,b:2 (names, workers on each), got {hosts!r}")
-    if layout is not None:
-        try:
-            Topology.parse(layout, ranks)
-        except ValueError as error:
-            raise LaunchError(f"--layout: {error}") from None
+    try:
+        path = write_first(name)
+    except LaunchError as error:
+        click.echo(f"localsgd: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{path} is written; run it: localsgd run -n 4 {path}")
 
 
 @localsgd.command()
@@ -162,7 +167,7 @@ def bench(
         words += ["--out", str(out.resolve())]
     try:
         ranks = ranks or max(2, os.cpu_count() or 2)
-        _check(ranks, hosts, layout)
+        check_places(ranks, hosts, layout)
         mpirun = find_mpirun()
 
         def job(placing: Placing, variables: dict[str, str]) -> Job:

@@ -2,7 +2,7 @@
 
 Nothing else comes from every rank of every host by itself, and mpirun says only there which process
 was killed, and that it has lost a host; Open MPI's exit code is then 0. It says so on standard
-error, MPICH on standard output.
+error, MPICH on standard output. What MPI says of a failure can be held back until the job's end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import os
 import re
 import signal
 import sys
+from collections import deque
 from contextlib import suppress
 from typing import IO
+
+from localsgd.cli.banners import Banners
+from localsgd.cli.digest import Killed
 
 _SAVED = re.compile(r"localsgd: saved step (\d+)")
 _RAISED = re.compile(r"rank (\d+) raised:")
@@ -29,6 +33,7 @@ _LOST_DAEMON = re.compile(
     r"|control_cb .{,80}?assert \(!closed\) failed"
 )
 _REMEMBERED, _LONGEST_LINE = 1 << 16, 100
+_KEPT_BYTES = 1 << 20
 
 
 class Overheard:
@@ -36,6 +41,7 @@ class Overheard:
 
     Args:
         output: whether its standard output comes through here, too.
+        banners: whether what MPI says of a failure is held back.
 
     Attributes:
         output: what the job is given for standard output, until it has started; None for what this
@@ -45,8 +51,11 @@ class Overheard:
         saved: the step of the newest checkpoint that was said to be complete; -1 if none was.
     """
 
-    def __init__(self, output: bool) -> None:
+    def __init__(self, output: bool, banners: bool = False) -> None:
         self._targets: dict[int, IO[bytes]] = {}
+        self._banners: dict[int, Banners] | None = {} if banners else None
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = 0
         self.output = self._pipe_to(sys.stdout.buffer) if output and sys.stdout else None
         self.errors = self._pipe_to(sys.stderr.buffer) if sys.stderr else None
         self.descriptors = tuple(self._targets)
@@ -65,6 +74,9 @@ class Overheard:
             # Nobody says anything now.
             with suppress(BlockingIOError):
                 while said := os.read(descriptor, 1 << 16):
+                    self._hear(said)
+                    if self._banners is not None:
+                        said = self._banners[descriptor].sort(said)
                     self._pass_on(said, self._targets[descriptor])
                 # All that could have are gone.
                 self.descriptors = tuple(x for x in self.descriptors if x != descriptor)
@@ -79,6 +91,8 @@ class Overheard:
         mine, theirs = os.pipe()
         os.set_blocking(mine, False)
         self._targets[mine] = target
+        if self._banners is not None:
+            self._banners[mine] = Banners()
         return theirs
 
     def _pass_on(self, said: bytes, target: IO[bytes]) -> None:
@@ -86,10 +100,45 @@ class Overheard:
         with suppress(OSError):
             target.write(said)
             target.flush()
-        text = said.decode(errors="replace")
+
+    def _hear(self, said: bytes) -> None:
+        self._kept.append(said)
+        self._kept_bytes += len(said)
+        while self._kept_bytes - len(self._kept[0]) > _KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popleft())
+        self.note(said.decode(errors="replace"))
+
+    def note(self, text: str) -> None:
+        """Takes something that was not said for heard."""
         self._said = (self._said + text)[-_REMEMBERED:]
         for step in _SAVED.findall(self._said[-len(text) - _LONGEST_LINE :]):
             self.saved = max(self.saved, int(step))
+
+    @property
+    def tail(self) -> bytes:
+        """What was said, the last mebibyte at least."""
+        return b"".join(self._kept)
+
+    def let_banners_go(self, *, shown: bool) -> None:
+        """Passes on what was held back, now that the job has ended.
+
+        Args:
+            shown: whether banners are, too.
+        """
+        for descriptor, banners in (self._banners or {}).items():
+            said = banners.end()
+            if shown:
+                said = b"".join(banners.found) + said
+            self._pass_on(said, self._targets[descriptor])
+
+    def killed(self) -> Killed | None:
+        """The process that mpirun says was ended by a signal, if it does."""
+        text = " ".join(self._said.split())
+        if found := _KILLED.search(text):
+            return Killed(int(found[1]), found[2], _signal(int(found[3])))
+        if found := _KILLED_UNNAMED.search(text):
+            return Killed(None, found[1], _signal(int(found[2])))
+        return None
 
     def lost_daemon(self) -> str:
         """Which launch daemon mpirun has lost, in words; empty if it has lost none."""

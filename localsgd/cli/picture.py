@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from localsgd.cli.in_words import rate_in_words
+from localsgd.comm.in_words import rate_in_words
 from localsgd.simulate import Plan, sweep
 
 COLORS = {

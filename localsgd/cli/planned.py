@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localsgd.cli.in_words import seconds_in_words, size_in_words
+from localsgd.comm.in_words import seconds_in_words, size_in_words
 from localsgd.simulate import Cluster, Machine, Model, Plan, Workload, parse_network, plan
 
 MODELS = {

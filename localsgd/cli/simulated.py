@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localsgd.cli.in_words import seconds_in_words, size_in_words
 from localsgd.comm import Communicator
+from localsgd.comm.in_words import seconds_in_words, size_in_words
 from localsgd.simulate import Held, Simulated
 
 _MOST_ROUNDS = 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from localsgd.cli.account import Account, Telling
 from localsgd.cli.agent import Agent
 from localsgd.cli.attempt import Attempt
 from localsgd.cli.host_watch import HostWatch
@@ -42,6 +44,7 @@ class Plan:
         restarts: how often it is started again, at most.
         host_deadline_s: after how many seconds without an answer a host is lost.
         timeout_s: after how many seconds all of it is ended; None for never.
+        telling: how the errors of its ranks are told, if those write them down.
     """
 
     job: Callable[[Placing, dict[str, str]], Job]
@@ -50,6 +53,7 @@ class Plan:
     restarts: int
     host_deadline_s: float
     timeout_s: float | None
+    telling: Telling | None = None
 
 
 def run_job(plan: Plan) -> int:
@@ -58,21 +62,23 @@ def run_job(plan: Plan) -> int:
     prepare = dying_with_parent(signal.SIGTERM)
     # Known to both, since either may be killed.
     folder = own_folder() if plan.job(plan.placing, {}).segments else None
+    notes = None if plan.telling is None else Path(tempfile.mkdtemp(prefix="localsgd-"))
     guard = os.fork()
     if guard == 0:
         prepare()
         # A session of its own, or the terminal would send Ctrl-C twice.
         os.setsid()
-        os._exit(_guarded(plan, folder))
+        os._exit(_guarded(plan, folder, notes))
     with _passing_on(lambda number: os.kill(guard, number)):
         code = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
     if code != 0:
         kill_descendants()
     remove_folder(folder)
+    remove_folder(notes)
     return _as_shells_do(code)
 
 
-def _guarded(plan: Plan, folder: Path | None) -> int:
+def _guarded(plan: Plan, folder: Path | None, notes: Path | None) -> int:
     """The exit code of the last attempt, after which nothing of the job is left."""
     adopt_orphans()
     end_s = math.inf if plan.timeout_s is None else time.monotonic() + plan.timeout_s
@@ -83,10 +89,14 @@ def _guarded(plan: Plan, folder: Path | None) -> int:
     attempts: list[Attempt] = []
     with _passing_on(lambda number: attempts[-1].send(number) if attempts else None) as received:
         while True:
-            attempts.append(_attempt(plan, placing, restarts.count, folder, watch))
+            account = None
+            if plan.telling is not None and notes is not None:
+                account = Account(notes, plan.telling, placing.ranks)
+            attempts.append(_attempt(plan, placing, restarts.count, folder, watch, account))
             ended = attempts[-1].run(received, end_s, plan.timeout_s)
             left = None if received else restarts.after(ended, placing)
             if left is None:
+                remove_folder(notes)
                 return _as_shells_do(ended.code)
             placing = left
             if watch is not None:
@@ -94,17 +104,25 @@ def _guarded(plan: Plan, folder: Path | None) -> int:
 
 
 def _attempt(
-    plan: Plan, placing: Placing, count: int, folder: Path | None, watch: HostWatch | None
+    plan: Plan,
+    placing: Placing,
+    count: int,
+    folder: Path | None,
+    watch: HostWatch | None,
+    account: Account | None,
 ) -> Attempt:
     """The next start of the job, which is the first if ``count`` is 0."""
     mark, variables = uuid.uuid4().hex, dict[str, str]()
+    if account is not None:
+        variables.update(account.variables)
     if plan.restarts:
         variables["LOCALSGD_RESTART"] = str(count)
     if placing.hosts:
         variables["LOCALSGD_JOB"] = mark
     job = plan.job(placing, variables)
-    overheard = Overheard(job.says_on_output) if variables else None
-    return Attempt(job, folder, mark, watch, overheard)
+    told = account is not None
+    overheard = Overheard(job.says_on_output or told, banners=told) if variables else None
+    return Attempt(job, folder, mark, watch, overheard, account)
 
 
 def _as_shells_do(code: int) -> int:

@@ -110,6 +110,10 @@ class Survival:
         if self.joined:
             self._join()
 
+    def __repr__(self) -> str:
+        comm = self._averager.comm
+        return f"{type(self).__name__}({comm.size} workers, lost={self.lost}, joined={self.joined})"
+
     def _of(self, training: Any) -> Trained:
         return TrainedArenas(training)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from localsgd.cli.in_words import rate_in_words, seconds_in_words, size_in_words
+from localsgd.comm.in_words import rate_in_words, seconds_in_words, size_in_words
 
 
 @pytest.mark.parametrize(
