@@ -186,7 +186,7 @@ CAUSES: dict[str, Callable[[], str]] = {
     ),
     "MismatchError: all ranks": lambda: raised(lambda comm: step(comm, leaves=True)),
     "RankFailure: rank 1 failed": told,
-    "prterun noticed": lambda: job(
+    "localsgd: rank 1 was ended by": lambda: job(
         "if comm.rank:\n    os.kill(os.getpid(), signal.SIGKILL)\ncomm.barrier()\n"
     ),
     "RankFailure: rank 1 has closed": lambda: raised(lambda comm: comm.rank or comm.barrier()),

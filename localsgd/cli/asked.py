@@ -67,7 +67,9 @@ def program(ranks: int | None, command: Sequence[str], module: bool) -> tuple[li
     if module:
         _require_module(first)
         return [sys.executable, AS_RANK, "-m", *command], ranks
-    if Path(first).is_dir():
+    # A word without a folder is a program where there is one, whatever lies here.
+    found = None if first.endswith(".py") else find_program(first)
+    if found is None and Path(first).is_dir():
         scripts = sorted(Path(first).glob("*.py"))
         example = scripts[0] if scripts else Path(first) / "train.py"
         raise LaunchError(
@@ -77,7 +79,6 @@ def program(ranks: int | None, command: Sequence[str], module: bool) -> tuple[li
         if not Path(first).is_file():
             raise LaunchError(f"{first}: no such script{_meant(first)}")
         return [sys.executable, AS_RANK, first, *arguments], ranks
-    found = find_program(first)
     if found is None:
         raise LaunchError(
             f"{first}: no such program, and no script, which would end in .py{_meant(first)}"

@@ -20,10 +20,12 @@ _MPICH_AFTER = re.compile(rb"YOUR APPLICATION TERMINATED|This typically refers|P
 _ABORT = re.compile(
     rb"Abort\(\d+\) on node \d+ \(rank \d+ in comm \d+\): application called MPI_Abort"
 )
-# Open MPI's handler says so much of a bad address, line by line.
+# Open MPI's handler says so much of a bad address, line by line, and its runtime this at times of a
+# process that has gone.
 _SIGNAL = re.compile(
     rb"\[[\w.-]+:\d+\] (\*\*\* (Process received signal|End of error message) \*\*\*|Signal: |"
-    rb"Signal code: |Failing at address: |Associated errno: |\[ ?\d+\] )"
+    rb"Signal code: |Failing at address: |Associated errno: |\[ ?\d+\] |"
+    rb"PMIX ERROR: )"
 )
 _SIGNAL_BEGUN = re.compile(rb"\[[\w.-]+:\d+\] ")
 # Longer ones are none.
