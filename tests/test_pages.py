@@ -88,3 +88,13 @@ def check(arguments: list[str]) -> None:
 def test_no_program_of_a_page_is_left_out() -> None:
     assert {page.stem for page in WITH_PROGRAM} >= {"README"}
     assert all(blocks(page, "python") for page in WITH_PROGRAM)
+
+
+def test_the_speed_of_the_readme_was_measured() -> None:
+    """Every ratio of its table stands in the table that its benchmark has written."""
+    tables = (ROOT / "benchmarks/README.md").read_text().split("\n## ")
+    rows = re.findall(r"^\|.*\| ([\d.]+) \| `(\w+)` \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) >= 6
+    for ratio, script in rows:
+        (table,) = (table for table in tables if table.startswith(f"{script}\n"))
+        assert f"| {ratio} |" in table, (script, ratio)
