@@ -107,7 +107,7 @@ def reference_page(module: str, faces: Collection[str]) -> str:
     page = [f"# {titled(module)}", documentation(module)]
     if module in CUT:
         for room, names in taken(module).items():
-            page += [f"## {documentation(room)}", *shown(module, names, level=3)]
+            page += [f"## {documentation(room).rstrip('.')}", *shown(module, names, level=3)]
         return "\n\n".join(page) + "\n"
     listed = names_of(face(module), "__all__")
     places = dict.fromkeys(taken(FIRST).get(module, ()), FIRST)
