@@ -23,7 +23,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
-FIRST = "localsgd"
+FIRST, CUT = "localsgd", ("localsgd", "localsgd.torch")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -103,11 +103,11 @@ def on_page_markdown(text: str, *, page: Page, config: MkDocsConfig, files: File
 
 
 def reference_page(module: str, faces: Collection[str]) -> str:
-    """What a face lists: the first cut as the rooms are, others less what another face shows."""
+    """What a face lists: two cut as their rooms are, others less what another face shows."""
     page = [f"# {titled(module)}", documentation(module)]
-    if module == FIRST:
+    if module in CUT:
         for room, names in taken(module).items():
-            page += [f"## {documentation(room)}", *shown(module, names, level=3)]
+            page += [f"## {documentation(room).rstrip('.')}", *shown(module, names, level=3)]
         return "\n\n".join(page) + "\n"
     listed = names_of(face(module), "__all__")
     places = dict.fromkeys(taken(FIRST).get(module, ()), FIRST)
@@ -153,7 +153,7 @@ def taken(module: str) -> dict[str, list[str]]:
         if isinstance(node, ast.ImportFrom) and node.module not in (None, module):
             room = f"{module}.{node.module}" if node.level else node.module
             found[room] = [alias.name for alias in node.names if alias.name != "codecs"]
-    return found
+    return {room: names for room, names in found.items() if names}
 
 
 def names_of(tree: ast.Module, variable: str) -> list[str]:
@@ -166,12 +166,14 @@ def names_of(tree: ast.Module, variable: str) -> list[str]:
 
 def command_page() -> str:
     """What ``localsgd --help`` says, and each of its commands."""
-    commands = importlib.import_module("localsgd.cli.commands").localsgd
-    page = ["# The command", fenced_help(commands, "localsgd")]
-    for name, command in commands.commands.items():
-        page += [f"## localsgd {name}", fenced_help(command, f"localsgd {name}")]
+    group = importlib.import_module("localsgd.cli.commands").localsgd
+    top = click.Context(group, info_name=group.name, **group.context_settings)
+    page = ["# The command", fenced_help(top)]
+    for name, command in group.commands.items():
+        context = click.Context(command, info_name=name, parent=top)
+        page += [f"## {context.command_path}", fenced_help(context)]
     return "\n\n".join(page) + "\n"
 
 
-def fenced_help(command: click.Command, name: str) -> str:
-    return f"```text\n{command.get_help(click.Context(command, info_name=name))}\n```"
+def fenced_help(context: click.Context) -> str:
+    return f"```text\n{context.get_help()}\n```"
