@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,9 @@ help: ## List the targets
 
 demo: .venv/ready ## Train on 4 MPI ranks: handwritten digits, synchronous against local SGD
 	.venv/bin/localsgd run -n 4 examples/digits.py
+
+demo-torch: .venv-bench/ready ## The same for a GPT in PyTorch, by every method: loss against steps, bytes and seconds
+	.venv-bench/bin/localsgd run -n 4 examples/gpt.py --method all
 
 test: ## All that is quick, two suites at a time: one process, every size on both MPIs, and torch
 	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-torch

@@ -41,6 +41,7 @@ SCRIPTS = (
     "torch_average",
     "torch_idle",
     "torch_sync",
+    "gpt_loss",
 )
 
 
