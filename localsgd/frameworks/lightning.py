@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from localsgd.checks import agreed
 from localsgd.frameworks.hiding import private_world
+from localsgd.frameworks.tensors import gathered, reduced
 from localsgd.torch import PostLocalSGDOptimizer, adopt
 
 Averaging: TypeAlias = "Callable[[Optimizer], PostLocalSGDOptimizer]"
@@ -180,12 +181,7 @@ class LocalSGDStrategy(ParallelStrategy):
             return tensor
         if reduce_op not in _OPS:
             raise ValueError(f"reduce_op must be one of {list(_OPS)}, got {reduce_op!r}")
-        op = _OPS[reduce_op]
-        values = tensor.detach().to("cpu", copy=True)
-        if op == "mean" and not values.is_floating_point():
-            values = values.float()
-        self.comm.allreduce(values.reshape(-1).numpy(), op)
-        return values.to(tensor.device)
+        return reduced(self.comm, tensor, _OPS[reduce_op])
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """All workers' tensors of one shape, stacked. Collective.
@@ -195,10 +191,7 @@ class LocalSGDStrategy(ParallelStrategy):
         """
         if sync_grads:
             raise NotImplementedError("sync_grads must be False: gradients stay with their worker")
-        flat = self.comm.gather(tensor.detach().cpu().contiguous().reshape(-1).numpy())
-        return torch.stack(
-            [torch.from_numpy(np.copy(part)).view(tensor.shape) for part in flat]
-        ).to(tensor.device)
+        return torch.stack(gathered(self.comm, tensor))
 
     def barrier(self, name: str | None = None) -> None:
         self.comm.barrier()
