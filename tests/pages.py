@@ -28,6 +28,11 @@ def commands(page: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+def needs_frameworks(page: Path) -> bool:
+    """Whether a page's program runs only where the frameworks are, as ``tests/frameworks`` does."""
+    return "from localsgd.frameworks" in program(page)
+
+
 def needs_torch(page: Path) -> bool:
     """Whether a page's program runs only where torch is: ``tests/with_torch`` runs it then."""
     return (

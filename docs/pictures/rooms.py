@@ -59,6 +59,7 @@ PLACES = {
     "checkpoint": 0.12,
     "elastic": 0.5,
     "torch.elastic": 0.66,
+    "frameworks": 0.85,
 }
 # How many letters wide a room is that stands close to others, or has many files.
 LETTERS = {"schedules": 24, "averagers": 52, "cli": 52, "telemetry": 34}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pages import PAGES, ROOT, needs_torch, program
+from pages import PAGES, ROOT, needs_frameworks, needs_torch, program
 
 MPI = ["-m", "localsgd.cli", "run", "-n", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PAGES_WITH_TORCH = [page for page in PAGES if needs_torch(page)]
+PAGES_WITH_TORCH = [page for page in PAGES if needs_torch(page) and not needs_frameworks(page)]
 
 
 def output(*words: str, cwd: Path) -> str:

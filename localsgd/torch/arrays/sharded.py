@@ -45,10 +45,7 @@ def check_memory(kind: str, name: str, tensor: Tensor) -> None:
     """
     owner = shard_owner(tensor)
     if owner is not None:
-        raise TypeError(
-            f"{kind} {name!r} must be whole on every rank, got a shard of {owner}: the mean "
-            "of different shards has no meaning; use replicated parameters (as under DDP)"
-        )
+        raise TypeError(_shard_of(kind, name, owner))
     owner = owner_of(tensor)
     # Buffers of inference mode can be read, and written when detached.
     if owner is not None and not (kind == "buffer" and tensor.is_inference()):
@@ -76,15 +73,51 @@ def shard_owner(tensor: Tensor) -> str | None:
 
 
 def check_optimizer(optim: object) -> None:
-    """Raises for what is no optimizer, or one that keeps parameters equal, or in buckets, itself.
+    """Raises for what is no optimizer, or one whose parameters or state are not this rank's own.
 
     Raises:
-        TypeError: for something without ``param_groups``, or a ZeroRedundancyOptimizer.
+        TypeError: for something without ``param_groups``; a ZeroRedundancyOptimizer; DeepSpeed's;
+            one with state of fewer than 32 bits (bitsandbytes, torchao); shards (FSDP, DTensor).
     """
-    if not hasattr(optim, "param_groups"):
+    groups = getattr(optim, "param_groups", None)
+    if groups is None:
         raise TypeError(f"optim must be an optimizer, with param_groups, got {optim!r}")
-    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optim).__mro__):
+    kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(optim).__mro__]
+    if any(kind.endswith(".ZeroRedundancyOptimizer") for kind in kinds):
         raise TypeError(
             "optim must leave every rank its own parameters, got a ZeroRedundancyOptimizer, "
             "which broadcasts them after every step and may hold them in buckets"
         )
+    if any(kind.startswith("deepspeed.runtime.") for kind in kinds):
+        raise TypeError(
+            f"optim must step the module's own parameters, got {kinds[0]}, which steps copies that "
+            "DeepSpeed shards: use a torch.optim optimizer without DeepSpeed"
+        )
+    if _bits(optim, kinds) < 32:
+        raise TypeError(
+            f"optim must have state of floating point, got {kinds[0]}, whose state is of codes, "
+            "which have no mean: use the one of 32 bits"
+        )
+    for index, group in enumerate(groups):
+        for place, tensor in enumerate(group["params"]):
+            owner = shard_owner(tensor)
+            if owner is not None:
+                raise TypeError(_shard_of("parameter", f"{index}.{place}", owner))
+
+
+def _bits(optim: object, kinds: list[str]) -> int:
+    """Of how many bits each number of an optimizer's state is, as its library says."""
+    if any(kind.startswith("bitsandbytes.") for kind in kinds):
+        return int(getattr(getattr(optim, "args", None), "optim_bits", 32))
+    if any(
+        kind.startswith("torchao.") and kind.endswith(("8bit", "4bit", "Fp8")) for kind in kinds
+    ):
+        return 8
+    return 32
+
+
+def _shard_of(kind: str, name: str, owner: str) -> str:
+    return (
+        f"{kind} {name!r} must be whole on every rank, got a shard of {owner}: the mean "
+        "of different shards has no meaning; use replicated parameters (as under DDP)"
+    )

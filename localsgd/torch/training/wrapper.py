@@ -26,6 +26,7 @@ from localsgd.torch.averagers import CoreAverager
 from localsgd.torch.gradients import GradientStage
 from localsgd.torch.training.checkpointing import makes_state, with_mark, without_mark
 from localsgd.torch.training.options import companions
+from localsgd.torch.training.replicas import warn_of_ddp
 from localsgd.torch.training.scaling import local_step
 from localsgd.torch.training.state import Forgetful, TorchState
 from localsgd.torch.training.uneven import TorchUnevenEnds
@@ -65,8 +66,9 @@ class PostLocalSGDOptimizer(Optimizer):
             buffers: ``adopt(model).buffers``, averaged along, each by its rule.
 
         Raises:
-            TypeError: for an averager without those, an optimizer that shards, or options with
-                an averager that is none of ``localsgd``.
+            TypeError: for an averager without those; an optimizer that shards, is DeepSpeed's or
+                has state of fewer than 32 bits; parameters that are shards; or options with an
+                averager that is none of ``localsgd``.
             ValueError: for an optimizer that cannot honour the policy, or without such a key.
             MismatchError: on every rank, if options differ or those of another rank are invalid.
         """
@@ -318,6 +320,8 @@ class PostLocalSGDOptimizer(Optimizer):
     def _begin(self) -> None:
         """Lets the averager know the parameters that training begins with."""
         if isinstance(self.averager, CoreAverager) and not self.averager.begun:
+            if self.averager.comm is not NON_MEMBER:
+                warn_of_ddp(self.param_groups, self.averager.comm)
             self.averager.begin(self.param_groups)
 
     def _count(self) -> None:

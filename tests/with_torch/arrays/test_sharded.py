@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,3 +68,55 @@ def test_an_optimizer_that_shards_is_refused() -> None:
 def test_tensors_without_memory_are_refused(make: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         ours.PeriodicModelAverager(2, 0, solo()).average_parameters([make()])
+
+
+def optimizer_of(library: str, name: str, **attributes: Any) -> torch.optim.Optimizer:
+    """An optimizer that says it is of a library, as its classes do by their module and name."""
+    kind = type(name, (torch.optim.SGD,), {"__module__": library, **attributes})
+    return kind(nn.Linear(2, 2).parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        (
+            optimizer_of("deepspeed.runtime.zero.stage_1_and_2", "DeepSpeedZeroOptimizer"),
+            "stage_1_and_2.DeepSpeedZeroOptimizer, which steps copies",
+        ),
+        (optimizer_of("torchao.optim.adam", "AdamW4bit"), "adam.AdamW4bit, whose state"),
+        (
+            optimizer_of("bitsandbytes.optim.adam", "Adam", args=SimpleNamespace(optim_bits=8)),
+            "adam.Adam, whose state",
+        ),
+    ],
+)
+def test_optimizers_of_libraries_that_shard_or_quantise_are_refused_when_wrapped(
+    optim: torch.optim.Optimizer, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        ours.PostLocalSGDOptimizer(optim, ours.PeriodicModelAverager(2))
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        optimizer_of("deepspeed.ops.adam.fused_adam", "FusedAdam"),
+        optimizer_of("torchao.optim.adam", "_AdamW"),
+        optimizer_of("bitsandbytes.optim.adam", "Adam", args=SimpleNamespace(optim_bits=32)),
+    ],
+)
+def test_their_plain_optimizers_are_not(optim: torch.optim.Optimizer) -> None:
+    assert ours.PostLocalSGDOptimizer(optim, ours.PeriodicModelAverager(2)).optim is optim
+
+
+def test_shards_are_refused_when_wrapped_on_every_rank() -> None:
+    def body(rank: int) -> str:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = fully_shard(nn.Linear(4, 4), mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(TypeError, match=r"parameter '0.0' must be whole") as caught:
+            ours.LocalSGD(torch.optim.SGD(model.parameters(), lr=0.1), period=2)
+        return str(caught.value)
+
+    assert ["got a shard of a DTensor" in message for message in run_ranks(2, body)] == [True, True]
