@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, si
 	.venv/bin/python -m testbed.packages
 	LOCALSGD_REQUIRE_HOSTS=1 $(LIMIT) .venv/bin/pytest -q tests/slurm
 
+test-versions: .venv/ready .venv-mpich/ready ## The quick suites on every Python that is claimed and installed; VERSIONS="3.10 3.13"
+	.venv/bin/python tests/versions.py $(VERSIONS)
+
 soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
 	.venv/bin/python tests/soak.py
 	.venv-mpich/bin/python tests/soak.py
@@ -94,7 +97,7 @@ docs: .venv-docs/ready ## Build the pages and the reference as a site: out/site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 clean: ## Remove the environments and what the tools left
-	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich .venv-docs .venv-frameworks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf .venv .venv-mpich .venv-bench .venv-bench-mpich .venv-docs .venv-frameworks .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
