@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ bench: .venv-bench/ready .venv-bench-mpich/ready ## Measure everything; rewrites
 
 bench-torch: .venv-bench/ready ## Measure the torch adapter against torch's own classes
 	.venv-bench/bin/python -m benchmarks torch_step torch_average torch_idle torch_sync
+
+bench-frameworks: .venv-frameworks/ready ## Measure what transformers, Lightning and accelerate cost more with localsgd
+	.venv-frameworks/bin/python -m benchmarks.frameworks_cost
 
 bench-methods: .venv-bench/ready ## Compare the methods on digits and characters; rewrites benchmarks/methods/README.md
 	PYTHONPATH=examples .venv-bench/bin/python -m benchmarks.methods

@@ -159,7 +159,7 @@ class LocalSGDStrategy(ParallelStrategy):
             "global_step": trainer.global_step,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
-            "val_check_batch": trainer.fit_loop.epoch_loop.trainer.val_check_batch,
+            "val_check_batch": trainer.val_check_batch,
         }
         lines = [f"{name}={value}" for name, value in numbers.items()]
         agreed(self.comm, "arguments of training", lambda: lines, list)

@@ -21,6 +21,7 @@ from frameworks.small import (
     BATCH,
     CLIP,
     LR,
+    METHODS,
     PERIOD,
     SAMPLES,
     Samples,
@@ -52,8 +53,10 @@ def falling(optimizer: Any) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
 
 
-def prepared(made: Accelerator, comm: Communicator, data: Samples, dropout: float = 0.0) -> Any:
-    model = model_of(comm, dropout)
+def prepared(
+    made: Accelerator, comm: Communicator, data: Samples, dropout: float = 0.0, model: Any = None
+) -> Any:
+    model = model_of(comm, dropout) if model is None else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     loader = DataLoader(data, BATCH, shuffle=True)
     return made.prepare(model, optimizer, loader, falling(optimizer))
@@ -75,11 +78,16 @@ def epochs(made: Accelerator, things: Any, count: int, first: int = 0, skip: int
                 optimizer.zero_grad()
 
 
-def test_accelerate_equals_a_loop_with_the_same_wrapper_to_the_bit(comm: Communicator) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_accelerate_equals_a_loop_with_the_same_wrapper_to_the_bit(
+    comm: Communicator, method: str
+) -> None:
     """Schedulers move as many steps as there are processes, as accelerate's do."""
-    data = Samples()
-    made = accelerator()
-    things = prepared(made, comm, data)
+    data, whole = Samples(), model_of(comm)
+    made = LocalSGDAccelerator(
+        METHODS[method](whole), cpu=True, gradient_accumulation_steps=ACCUMULATED
+    )
+    things = prepared(made, comm, data, model=whole)
     epochs(made, things, 2)
     made.flush()
     batches = [data.taken[i : i + BATCH] for i in range(0, len(data.taken), BATCH)]
@@ -87,7 +95,7 @@ def test_accelerate_equals_a_loop_with_the_same_wrapper_to_the_bit(comm: Communi
     model = model_of(comm)
     adopt(model)
     inner = torch.optim.AdamW(model.parameters(), lr=LR)
-    optimizer, scheduler = averaging(inner), falling(inner)
+    optimizer, scheduler = METHODS[method](model)(inner), falling(inner)
     each = len(batches) // 2
     for index, numbers in enumerate(batches):
         inputs, labels = data.inputs[numbers], data.labels[numbers]

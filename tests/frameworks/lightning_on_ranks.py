@@ -21,6 +21,7 @@ from frameworks.small import (
     BATCH,
     CLIP,
     LR,
+    METHODS,
     PERIOD,
     SAMPLES,
     Samples,
@@ -90,16 +91,21 @@ def loader(data: Samples | None = None, *, shuffle: bool = True) -> Any:
     return DataLoader(data or Samples(), BATCH, shuffle=shuffle)
 
 
-def test_the_trainer_equals_a_loop_with_the_same_wrapper_to_the_bit(comm: Communicator) -> None:
-    """8 steps of 2 batches; rounds after steps 3 and 6, and at the end."""
-    made, module = trainer(comm, shared_folder(comm)), Module(comm)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trainer_equals_a_loop_with_the_same_wrapper_to_the_bit(
+    comm: Communicator, method: str
+) -> None:
+    """8 steps of 2 batches, with rounds in between and at the end."""
+    module = Module(comm)
+    strategy = LocalSGDStrategy(METHODS[method](module))
+    made = trainer(comm, shared_folder(comm), strategy=strategy)
     made.fit(module, loader())
 
     model, data = model_of(comm), Samples()
     adopt(model)
     inner = torch.optim.AdamW(model.parameters(), lr=LR)
     scheduler = torch.optim.lr_scheduler.StepLR(inner, 2, gamma=0.5)
-    optimizer = averaging(inner)
+    optimizer = METHODS[method](model)(inner)
     sampler = DistributedSampler(data, comm.size, comm.rank, seed=0)
     step = epoch = 0
     while step < 8:

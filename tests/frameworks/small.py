@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from localsgd import Communicator
+from localsgd.torch import GradientStage, LocalSGD, PeriodicModelAverager, PostLocalSGDOptimizer
 
 SAMPLES = 26
 LR, CLIP, ACCUMULATED, BATCH, PERIOD = 0.05, 0.02, 2, 2, 3
@@ -72,3 +73,21 @@ def shared_folder(comm: Communicator) -> Path:
     """An empty folder, the same on all ranks. Collective."""
     name = tempfile.mkdtemp(dir=os.environ.get("LOCALSGD_TEST_FOLDER")) if comm.rank == 0 else ""
     return Path(comm.collect(name)[0])
+
+
+def local(model: nn.Module) -> Any:
+    """What wraps optimizers of a model for local SGD."""
+    return lambda optim: LocalSGD(optim, PERIOD)
+
+
+def post_local(model: nn.Module) -> Any:
+    """As ``local``, for post-local SGD: in the first 4 steps gradients are averaged."""
+
+    def wrap(optim: Any) -> PostLocalSGDOptimizer:
+        averager = PeriodicModelAverager(PERIOD, 4)
+        return PostLocalSGDOptimizer(optim, averager, gradients=GradientStage(model, averager))
+
+    return wrap
+
+
+METHODS = {"local": local, "post_local": post_local}

@@ -28,6 +28,7 @@ from frameworks.small import (
     BATCH,
     CLIP,
     LR,
+    METHODS,
     PERIOD,
     SAMPLES,
     Samples,
@@ -58,6 +59,7 @@ def trainer(
     callbacks: Any = None,
     data: Any = None,
     averaging: Any = averaging,
+    model: Any = None,
     **arguments: Any,
 ) -> LocalSGDTrainer:
     options: dict[str, Any] = {
@@ -79,7 +81,7 @@ def trainer(
     }
     data = Samples() if data is None else data
     return LocalSGDTrainer(
-        model_of(comm, dropout),
+        model_of(comm, dropout) if model is None else model,
         TrainingArguments(**options),
         train_dataset=data,
         eval_dataset=Samples(),
@@ -95,9 +97,13 @@ def test_no_framework_sees_the_others(comm: Communicator, tmp_path: Path) -> Non
     assert not isinstance(made.model_wrapped, nn.parallel.DistributedDataParallel)
 
 
-def test_the_trainer_equals_a_loop_with_the_same_wrapper_to_the_bit(comm: Communicator) -> None:
-    """8 steps of 2 batches; rounds after steps 3 and 6, and at the end."""
-    made = trainer(comm, shared_folder(comm))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trainer_equals_a_loop_with_the_same_wrapper_to_the_bit(
+    comm: Communicator, method: str
+) -> None:
+    """8 steps of 2 batches, with rounds in between and at the end."""
+    model = model_of(comm)
+    made = trainer(comm, shared_folder(comm), averaging=METHODS[method](model), model=model)
     made.train()
 
     model, data = model_of(comm), Samples()
@@ -107,7 +113,7 @@ def test_the_trainer_equals_a_loop_with_the_same_wrapper_to_the_bit(comm: Commun
         {"params": [p for n, p in model.named_parameters() if "bias" not in n]},
         {"params": [p for n, p in model.named_parameters() if "bias" in n], "weight_decay": 0.0},
     ]
-    optimizer = averaging(torch.optim.AdamW(groups, lr=LR, weight_decay=0.01))
+    optimizer = METHODS[method](model)(torch.optim.AdamW(groups, lr=LR, weight_decay=0.01))
     scheduler = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=8)
     sampler = DistributedSampler(data, comm.size, comm.rank, seed=made.args.seed)
     step = epoch = 0

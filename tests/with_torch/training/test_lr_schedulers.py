@@ -84,3 +84,37 @@ def test_plateaus_lower_the_inner_learning_rate() -> None:
     for _ in range(3):
         scheduler.step(1.0)
     assert optimizer.optim.param_groups[0]["lr"] < 0.1
+
+
+def test_two_schedulers_of_one_optimizer_do_what_they_do_to_a_plain_one() -> None:
+    """One made of the wrapper and one of the inner optimizer: both factors apply."""
+    _, optimizer = wrapped()
+    plain = torch.optim.SGD(linear().parameters(), lr=0.1, momentum=0.9)
+    found = []
+    for first, second in ((optimizer, optimizer.optim), (plain, plain)):
+        schedulers = [lr_scheduler.ExponentialLR(first, 0.5), lr_scheduler.StepLR(second, 2, 0.1)]
+        rates = []
+        for _ in range(5):
+            first.step()
+            for scheduler in schedulers:
+                scheduler.step()
+            rates.append(first.param_groups[0]["lr"])
+        found.append(rates)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_optimizer_stepped_twice_a_batch_takes_and_counts_two_steps(size: int) -> None:
+    """Worker r steps down by r + 1; rounds follow steps 2 and 4, the ends of both batches."""
+
+    def body(comm: Any) -> Any:
+        param = Parameter(torch.zeros(1))
+        averager = ours.PeriodicModelAverager(2, 1, comm)
+        optimizer = ours.PostLocalSGDOptimizer(torch.optim.SGD([param], lr=1.0), averager)
+        for _ in range(2):
+            param.grad = torch.full((1,), 1.0 + comm.rank)
+            optimizer.step()
+            optimizer.step()
+        return averager.step, param.item()
+
+    assert run_threads(size, body) == [(4, -2.0 * (size + 1))] * size
