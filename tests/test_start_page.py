@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pages import ROOT, blocks, commands, program
+
+pytestmark = pytest.mark.long
 
 PAGE = ROOT / "docs/start.md"
 HERE = {"python": [sys.executable], "localsgd": [sys.executable, "-m", "localsgd.cli"]}

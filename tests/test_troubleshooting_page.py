@@ -20,6 +20,8 @@ from localsgd.cli.launcher import AS_ROOT, LaunchError, Mpirun, find_mpirun
 from localsgd.comm import Communicator
 from pages import ROOT, blocks
 
+pytestmark = pytest.mark.long
+
 MESSAGES = blocks(ROOT / "docs/troubleshooting.md", "text")
 # Of other programs, or said where torch is; these were seen by hand.
 ELSEWHERE = ("prterun has detected", "localsgd: the ranks start from different values")

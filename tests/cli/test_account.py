@@ -11,6 +11,8 @@ import pytest
 from cli.jobs import LIMIT_S, run, started
 from integration.on_hosts import interpreter
 
+pytestmark = pytest.mark.long
+
 LIBRARIES = ["openmpi", "mpich"]
 # Whatever MPI says of a failure.
 BANNERS = re.compile(r"MPI_ABORT|prterun|mpiexec@|BAD TERMINATION|Abort\(")
