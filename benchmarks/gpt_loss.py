@@ -1,6 +1,6 @@
-"""At equal samples: how much worse than synchronous training end DiLoCo and post-local SGD of a GPT?
+"""At equal samples: how much worse than synchronous training are DiLoCo and post-local SGD?
 
-The example ``examples/gpt.py`` as it stands: 4 workers, AdamW, Python's own source, held-out loss.
+The GPT of ``examples/gpt.py`` as it stands: 4 workers, AdamW, Python's own source, held-out loss.
 """
 
 from __future__ import annotations
