@@ -1,6 +1,6 @@
-"""At equal samples: how much worse than synchronous training end DiLoCo and local SGD of a GPT?
+"""At equal samples: how much worse than synchronous training are DiLoCo and post-local SGD?
 
-The example ``examples/gpt.py`` as it stands: 4 workers, AdamW, Python's own source, held-out loss.
+The GPT of ``examples/gpt.py`` as it stands: 4 workers, AdamW, Python's own source, held-out loss.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.jobs import ROOT, run_here, script
 from benchmarks.report import Goal, Report
 
-RANKS = 4
-MOST_PERCENT = {"diloco": 1.0, "local": 2.0}
+RANKS, LIMIT_S = 4, 1_800.0
+MOST_PERCENT = {"diloco": 1.0, "post-local": 2.0}
 METHODS = ("synchronous", *MOST_PERCENT)
 
 
@@ -28,7 +28,7 @@ def worker(options: Mapping[str, Any]) -> dict[str, Any] | None:
     _, curve = gpt.train(options["method"], of, lambda _: None)
     if world().rank > 0:
         return None
-    setting = f"{RANKS} ranks, period {of.period}, {of.steps} steps"
+    setting = f"{RANKS} ranks, {of.together} of {of.steps} steps together, then period {of.period}"
     return {"setting": setting, "bits": curve.bits[-1], "nbytes": curve.nbytes[-1]}
 
 
@@ -57,7 +57,7 @@ def measure(rounds: int) -> Report:
 def _trained(method: str, seed: int) -> Any:
     options = {"method": method, "seed": seed}
     environment = {"PYTHONPATH": str(ROOT / "examples")}
-    return run_here("benchmarks.gpt_loss", RANKS, options, environment=environment)
+    return run_here("benchmarks.gpt_loss", RANKS, options, environment=environment, limit_s=LIMIT_S)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,13 @@ def run_here(
     options: Mapping[str, Any],
     library: Library = "openmpi",
     environment: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
 ) -> Any:
     """What rank 0 of a job on this machine returned.
 
     Args:
         environment: variables that the job has besides.
+        limit_s: seconds after which the job is ended.
 
     Raises:
         RuntimeError: with the job's output, if it failed.
@@ -63,7 +65,7 @@ def run_here(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit_s,
         check=False,
     )
     return _answer(job)

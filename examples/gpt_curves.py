@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
+
+from localsgd import Communicator
 
 UNIT = "held-out loss, bits per character"
 
@@ -37,6 +40,26 @@ class Curve:
         self.nbytes.append(nbytes)
         self.seconds.append(seconds)
         return f"step {step:5}: {bits:.3f} bits, {nbytes / 1e6:,.1f} MB, {seconds:.1f} s"
+
+
+class Watch:
+    """Bytes that all workers have moved, and seconds, while it runs. All calls are collective."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm, self._nbytes, self._seconds = comm, 0, 0.0
+        self.go_on()
+
+    def go_on(self) -> None:
+        self._before, self._begin = self._moved(), time.perf_counter()
+
+    def stop(self) -> tuple[int, float]:
+        self._nbytes += sum(self._comm.collect(self._moved() - self._before))
+        self._seconds += time.perf_counter() - self._begin
+        return self._nbytes, self._seconds
+
+    def _moved(self) -> int:
+        traffic = self._comm.traffic
+        return traffic.host_read + traffic.host_written + traffic.sent + traffic.received
 
 
 def table(title: str, curves: Mapping[str, Curve]) -> Table:
