@@ -61,7 +61,7 @@ PLACES = {
     "torch.elastic": 0.66,
 }
 # How many letters wide a room is that stands close to others, or has many files.
-LETTERS = {"schedules": 24, "averagers": 52, "cli": 32, "telemetry": 34}
+LETTERS = {"schedules": 24, "averagers": 52, "cli": 40, "telemetry": 34}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 
