@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-torch-long test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ test: ## All that is quick, two suites at a time: one process, every size on bot
 	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-torch
 
 test-long: ## What is not: every averager at every size, six ranks, jobs that are killed, pages on 4 ranks
-	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long $(SIZES:%=test-%-long) test-6 test-6-mpich
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long $(SIZES:%=test-%-long) test-6 test-6-mpich test-torch-long
 
 test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q
@@ -49,6 +49,9 @@ test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the or
 
 test-frameworks: .venv-frameworks/ready ## transformers, Lightning and accelerate, on 1 to 4 ranks and under torchrun; no part of test
 	.venv-frameworks/bin/pytest -q tests/frameworks
+
+test-torch-long: .venv-bench/ready
+	.venv-bench/bin/pytest -q -m long tests/with_torch
 
 test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, signal, requeue (root; installs Debian's packages)
 	.venv/bin/python -m testbed.packages

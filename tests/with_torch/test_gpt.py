@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ TINY = gpt.Settings(
 SMALL = shlex.split("--context 12 --width 8 --layers 1 --moments 1 --together 2")
 MPI = ["-m", "localsgd.cli", "run", "-n", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@contextmanager
+def on_hosts(hosts: str) -> Iterator[None]:
+    """Ranks count as on these hosts where they ask for the world first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALSGD_HOSTS", hosts)
+        yield
 
 
 def quiet(line: str) -> None:
@@ -81,6 +90,7 @@ def test_the_average_is_of_all_workers_and_leaves_them_where_they_are(size: int)
         assert mean == [(size + 1) / 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hosts", ["1+1", "2+1"])
 @pytest.mark.parametrize("method", gpt.METHODS)
 def test_ranks_end_with_one_model_and_resuming_is_never_having_stopped(
@@ -89,10 +99,9 @@ def test_ranks_end_with_one_model_and_resuming_is_never_having_stopped(
     """Stopped at step 7; what was saved last is of step 5, in mid-period."""
 
     def body(rank: int) -> tuple[list[int], list[str], list[float]]:
-        os.environ["LOCALSGD_HOSTS"] = hosts
-        comm = world()
-        assert str(comm.topology) == hosts
-        with tempfile.TemporaryDirectory() as mine:
+        with on_hosts(hosts), tempfile.TemporaryDirectory() as mine:
+            comm = world()
+            assert str(comm.topology) == hosts
             folder = Path(comm.collect(mine)[0])
             whole = gpt.train(method, TINY, quiet)[1]
             saving = replace(TINY, save=folder)
@@ -119,8 +128,8 @@ def test_bytes_are_those_of_the_rounds_alone(hosts: str, times: int) -> None:
     """
 
     def body(rank: int, method: str) -> tuple[int, int]:
-        os.environ["LOCALSGD_HOSTS"] = hosts
-        model, curve = gpt.train(method, TINY, quiet)
+        with on_hosts(hosts):
+            model, curve = gpt.train(method, TINY, quiet)
         return curve.nbytes[-1], sum(4 * param.numel() for param in model.parameters())
 
     for method, rounds in {"local": 3, "diloco": 5}.items():
@@ -136,6 +145,7 @@ def started(*words: str, cwd: Path) -> str:
     return ended.stdout
 
 
+@pytest.mark.long
 def test_all_methods_make_a_table_and_a_picture(tmp_path: Path) -> None:
     words = ["--method", "all", "--steps", "4", "--period", "4", *SMALL]
     output = started(str(EXAMPLE), *words, cwd=tmp_path)
@@ -144,6 +154,7 @@ def test_all_methods_make_a_table_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "gpt.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_mpi_and_torchrun_end_with_the_same_bits_and_save_what_is_read(tmp_path: Path) -> None:
     words = [str(EXAMPLE), "--steps", "5", "--period", "3", *SMALL, "--model", "gpt.pt"]
     digests, saved = [], []

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 BODIES = Path(__file__).with_name("test_any_size.py")
 
 

@@ -23,7 +23,9 @@ def output(*words: str, cwd: Path) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("launch", [[], MPI], ids=["alone", "two"])
+@pytest.mark.parametrize(
+    "launch", [pytest.param([], id="alone"), pytest.param(MPI, id="two", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("page", PAGES_WITH_TORCH, ids=lambda page: page.stem)
 def test_program_runs(page: Path, launch: list[str], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
@@ -31,6 +33,7 @@ def test_program_runs(page: Path, launch: list[str], tmp_path: Path) -> None:
     output(*launch, str(script), cwd=tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launch", [MPI, TORCHRUN], ids=["mpirun", "torchrun"])
 def test_the_transformer_learns_on_two_workers(launch: list[str], tmp_path: Path) -> None:
     """Equal guessing takes 6.6 bits per character; what moves is told by the period."""

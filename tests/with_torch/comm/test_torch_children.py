@@ -36,6 +36,7 @@ os.write(1, f"goes on {comm.size}\\n".encode())
 """
 
 
+@pytest.mark.long
 def test_ranks_of_torchrun_go_on(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(BODY)

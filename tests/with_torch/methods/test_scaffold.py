@@ -116,7 +116,9 @@ CURVATURES = [torch.tensor([0.5 + r, 2.0 - 0.25 * r, 1.0], dtype=torch.float64) 
 TARGETS = [torch.tensor([r, -r, r**2 / 2.0], dtype=torch.float64) for r in range(3)]
 
 
-@pytest.mark.parametrize("period", [1, 3, 8, 20])
+@pytest.mark.parametrize(
+    "period", [1, 3, *(pytest.param(n, marks=pytest.mark.long) for n in (8, 20))]
+)
 def test_different_data_end_at_the_optimum_of_all(period: int) -> None:
     """Closed form 6: (Σ A)^-1 Σ A b for any period, by autograd and with its own A on each worker.
 
