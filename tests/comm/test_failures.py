@@ -51,6 +51,7 @@ def test_rank_that_raises_ends_the_job_with_its_message(tmp_path: Path, layout: 
     assert "went on" not in output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("library", ["openmpi", "mpich"])
 def test_rank_that_raises_under_a_plain_mpirun_ends_the_job_with_its_message(
     tmp_path: Path, library: str
@@ -84,6 +85,7 @@ def test_rank_that_raises_under_a_plain_mpirun_ends_the_job_with_its_message(
     assert "KeyError: 'no such batch'" in ended.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_rank_that_raises_while_others_have_no_data_ends_the_job(
     tmp_path: Path, layout: str
@@ -105,6 +107,7 @@ def test_rank_that_raises_while_others_have_no_data_ends_the_job(
     assert "went on" not in output
 
 
+@pytest.mark.long
 def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path: Path) -> None:
     body = (
         "native = localsgd.world(reduction='native', deadline_s=20)\n"
@@ -123,6 +126,7 @@ def test_error_in_an_update_of_a_native_reduction_is_told_to_the_others(tmp_path
     assert output.count("RankFailure: rank 1 failed") >= 1
 
 
+@pytest.mark.long
 def test_a_native_reduction_with_a_codec_is_refused_on_every_rank(tmp_path: Path) -> None:
     """MPI would send the numbers as they are; the buffer stays, and so does the group."""
     body = (
@@ -141,6 +145,7 @@ def test_a_native_reduction_with_a_codec_is_refused_on_every_rank(tmp_path: Path
     assert output.count("ValueError: reduction 'native' has no codecs, got float16") == 6
 
 
+@pytest.mark.long
 def test_different_reductions_are_a_mismatch_on_every_rank(tmp_path: Path) -> None:
     """One rank would wait in MPI's own reduction, where there is no deadline."""
     body = (
@@ -169,6 +174,7 @@ def test_killed_rank_ends_the_job(tmp_path: Path, layout: str) -> None:
     assert "went on" not in output
 
 
+@pytest.mark.long
 def test_rank_that_raises_after_the_end_of_mpi_says_so(tmp_path: Path) -> None:
     body = (
         "from mpi4py import MPI\n"
@@ -181,6 +187,7 @@ def test_rank_that_raises_after_the_end_of_mpi_says_so(tmp_path: Path) -> None:
     assert "KeyError: 'no such file'" in output
 
 
+@pytest.mark.long
 def test_the_end_of_a_forked_process_is_not_that_of_the_rank(tmp_path: Path) -> None:
     """The others wait meanwhile, and look whether rank 1 can still come."""
     body = (
@@ -198,6 +205,7 @@ def test_the_end_of_a_forked_process_is_not_that_of_the_rank(tmp_path: Path) -> 
     assert code == 0, output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["2", "1+1"])
 def test_a_message_that_comes_too_late_finds_its_memory(tmp_path: Path, layout: str) -> None:
     """Rank 0 has given up on it, and keeps nothing else of it."""
@@ -230,6 +238,7 @@ def test_a_message_that_comes_too_late_finds_its_memory(tmp_path: Path, layout: 
     assert code == 0, output
 
 
+@pytest.mark.long
 def test_rank_that_ends_early_is_named(tmp_path: Path) -> None:
     code, output = run_job(tmp_path, "if comm.rank == 2: sys.exit(0)\ncomm.barrier()")
     assert code != 0
@@ -253,6 +262,7 @@ def test_silent_rank_is_named_when_the_deadline_has_passed(tmp_path: Path, layou
     assert re.search(f"for rank 1: rank 1.* was last .*{re.escape(where)}", output), output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("earlier", ["", "localsgd.world(deadline_s=20)\n"], ids=["first", "again"])
 def test_rank_that_does_not_ask_for_the_world_is_named(tmp_path: Path, earlier: str) -> None:
     script = tmp_path / "job.py"
@@ -294,6 +304,7 @@ def test_bad_input_on_one_rank_names_it_on_the_others(tmp_path: Path) -> None:
     assert output.count("went on with 1.0") == 3
 
 
+@pytest.mark.long
 def test_a_rank_that_can_open_no_files_does_not_take_the_others_for_dead(tmp_path: Path) -> None:
     """The others come late, so that rank 1 looks for them where it can look nowhere."""
     body = (
@@ -310,6 +321,7 @@ def test_a_rank_that_can_open_no_files_does_not_take_the_others_for_dead(tmp_pat
     assert code == 0, said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["3", "2+1"])
 def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     tmp_path: Path, layout: str
@@ -336,6 +348,7 @@ def test_memory_that_cannot_be_shared_is_private_which_is_said_once(
     assert "rank 1: cannot make a block of 800,000 bytes: [Errno 24] Too many open files" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["2+1", "1+2", "1+1+1"])
 def test_error_that_a_rank_catches_is_told_to_other_hosts_at_once(
     tmp_path: Path, layout: str
@@ -357,6 +370,7 @@ def test_error_that_a_rank_catches_is_told_to_other_hosts_at_once(
     assert output.count("rank 0 failed: KeyError: 'no such anchor'") == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["2+1", "1+1+1"])
 def test_rank_that_ends_early_is_named_on_other_hosts(tmp_path: Path, layout: str) -> None:
     body = "if comm.rank == 2: sys.exit(0)\ncomm.barrier()"
@@ -365,6 +379,7 @@ def test_rank_that_ends_early_is_named_on_other_hosts(tmp_path: Path, layout: st
     assert "rank 2 has closed the group or ended" in output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("last", ["", "MPI.Finalize()", "if comm.rank == 1: MPI.Finalize()"])
 def test_a_job_ends_without_a_word(tmp_path: Path, last: str) -> None:
     """What ranks announce as they leave is taken: UCX would warn of each that is not."""

@@ -159,6 +159,7 @@ print("went on")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["3", "1+2", "2+1", "1+1+1"])
 def test_a_process_that_is_stopped_is_killed_and_the_others_go_on(
     tmp_path: Path, layout: str
@@ -171,6 +172,7 @@ def test_a_process_that_is_stopped_is_killed_and_the_others_go_on(
     assert output.count("went on") == 2
 
 
+@pytest.mark.long
 def test_a_thread_that_is_stuck_alone_on_its_host_ends_the_job(tmp_path: Path) -> None:
     """Nobody can end it, and nobody waits for ever."""
     script = tmp_path / "job.py"
@@ -180,6 +182,7 @@ def test_a_thread_that_is_stuck_alone_on_its_host_ends_the_job(tmp_path: Path) -
     assert "nobody on its host can end it" in output
 
 
+@pytest.mark.long
 def test_a_process_that_is_stopped_for_a_moment_is_let_be(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     stop = "os.kill(os.getpid(), signal.SIGSTOP)"
@@ -232,6 +235,7 @@ comm.barrier()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layout", "how"),
     [
