@@ -51,33 +51,3 @@ def test_under_mpirun(ranks: int, framework: str, tmp_path: Path) -> None:
 def test_under_torchrun(framework: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     passes([*launch, "--nproc-per-node", "2"], 2, framework, tmp_path)
-
-
-EARLY = """
-from transformers import TrainingArguments
-arguments = TrainingArguments("out", use_cpu=True)
-from localsgd.frameworks.transformers import LocalSGDTrainer
-try:
-    LocalSGDTrainer(None, arguments, averaging=None)
-except ValueError as error:
-    print(error, flush=True)
-"""
-
-
-def test_arguments_made_before_private_world_are_an_error_on_every_rank(tmp_path: Path) -> None:
-    """Under torchrun, where transformers then has started torch.distributed."""
-    script = tmp_path / "early.py"
-    script.write_text(EARLY)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    ended = subprocess.run(
-        [*launch, "--nproc-per-node", "2", str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("private_world() must come before TrainingArguments") == 2
-    assert "of process 1 of 2, whose gradients DDP would average" in ended.stdout
