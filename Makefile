@@ -25,10 +25,11 @@ test-long: ## What is not: every averager at every size, six ranks, jobs that ar
 	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long $(SIZES:%=test-%-long) test-6 test-6-mpich test-torch-long
 
 test-single: .venv/ready .venv-mpich/ready
-	.venv/bin/pytest -q
+	.venv/bin/pytest -q --ignore=tests/conformance
 
 test-single-long: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q -m long
+	.venv/bin/pytest -q tests/conformance
 
 $(SIZES:%=test-%): test-%: .venv/ready .venv-mpich/ready
 	$(LIMIT) .venv/bin/localsgd run -n $* -- .venv/bin/pytest -q --with-mpi tests/conformance

@@ -209,6 +209,7 @@ class Box:
         return self.y + self.height
 
 
+@lru_cache
 def drawing() -> str:
     """The picture, as the text of an SVG file."""
     below = arrows()

@@ -13,7 +13,9 @@ from localsgd.cli.launcher import LaunchError
 from pages import ROOT, blocks
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "ranks", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3)), 4]
+)
 def test_what_was_written_learns(tmp_path: Path, ranks: int) -> None:
     written = run("new", str(tmp_path / "train"))
     path = tmp_path / "train.py"

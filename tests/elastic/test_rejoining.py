@@ -131,6 +131,7 @@ def test_who_joins_is_as_the_others_and_nothing_is_lost(
         assert repr(one["optim"]) == repr(state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hosts", "gone"),
     [("1+1", [1]), ("2+1", [2]), ("2+2", [1]), ("2+2", [2, 3]), ("1+1+1", [0]), ("3+1", [2])],

@@ -110,6 +110,7 @@ def test_a_killed_owner_leaves_nothing_behind() -> None:
     assert _all_end_within(10.0, handles)
 
 
+@pytest.mark.long
 def test_a_job_that_takes_too_long_is_ended_with_its_output_kept() -> None:
     with hosts_up([1]) as hosts:
         with pytest.raises(subprocess.TimeoutExpired) as raised:

@@ -196,6 +196,7 @@ def test_signs_of_skewed_noise_go_the_wrong_way_and_error_feedback_the_right_one
     assert abs(feeding + 0.25) < 5 * 0.005 + 0.02
 
 
+@pytest.mark.long
 def test_signs_lose_their_way_and_error_feedback_finds_it() -> None:
     """Form 11, the second counter-example: from x1 + x2 = 1.98 on eps |x1 + x2| + |x1 - x2|
 

@@ -111,6 +111,7 @@ def test_heterogeneous_workers_end_at_the_known_fixed_point(
     assert np.allclose(found, optimum, rtol=1e-6, atol=1e-9) != biased
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "made",
     [

@@ -42,7 +42,10 @@ def after_rounds(
     return found + [array.tobytes() for array in kept.values()]
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("nesterov", "slowmo") else pytest.param(n, marks=pytest.mark.long) for n in MAKE],
+)
 @pytest.mark.parametrize(
     ("size", "dtype", "weighted"),
     [(2, np.float32, False), (3, np.float32, True), (3, np.float64, False)],
