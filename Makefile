@@ -19,10 +19,10 @@ demo-torch: .venv-bench/ready ## The same for a GPT in PyTorch, by every method:
 	.venv-bench/bin/localsgd run -n 4 examples/gpt.py --method all
 
 test: ## All that is quick, two suites at a time: one process, every size on both MPIs, and torch
-	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single $(SIZES:%=test-%) test-torch
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single test-torch $(SIZES:%=test-%)
 
 test-long: ## What is not: every averager at every size, six ranks, jobs that are killed, pages on 4 ranks
-	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long $(SIZES:%=test-%-long) test-6 test-6-mpich test-torch-long
+	$(MAKE) --jobs=$(JOBS) --output-sync=target test-single-long test-torch-long test-6 test-6-mpich $(SIZES:%=test-%-long)
 
 test-single: .venv/ready .venv-mpich/ready
 	.venv/bin/pytest -q --ignore=tests/conformance
