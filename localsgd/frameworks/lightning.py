@@ -7,12 +7,10 @@ then does here as well: it deals data, syncs what is logged with ``sync_dist``, 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import ParallelStrategy
@@ -197,9 +195,15 @@ class LocalSGDStrategy(ParallelStrategy):
         self.comm.barrier()
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """What rank ``src`` gave, on all ranks. Collective."""
-        sent = pickle.dumps(obj) if self.comm.rank == src else b""
-        return pickle.loads(self.comm.gather(np.frombuffer(sent, np.uint8))[src].tobytes())
+        """What rank ``src`` gave, on all ranks: a path, or what JSON has. Collective.
+
+        Raises:
+            TypeError, RankFailure: on that rank, and the others, for anything else.
+        """
+        is_path = isinstance(obj, Path)
+        own = [str(obj) if is_path else obj, is_path] if self.comm.rank == src else None
+        value, is_path = self.comm.collect(own)[src]
+        return Path(value) if is_path else value
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
