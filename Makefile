@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-torch-long test-frameworks test-versions test-slurm $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-torch-long test-frameworks test-versions test-slurm check-gpu $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ test-slurm: .venv/ready .venv-mpich/ready ## Jobs under a real Slurm: launch, si
 
 test-versions: .venv/ready .venv-mpich/ready ## The quick suites on every Python that is claimed and installed; VERSIONS="3.10 3.13"
 	.venv/bin/python tests/versions.py $(VERSIONS)
+
+check-gpu: .venv-bench/ready ## What a GPU adds to the tests, in under four minutes; ends with 77 where there is none
+	.venv-bench/bin/python tests/check_gpu.py
 
 soak: .venv/ready .venv-mpich/ready ## Nothing stays behind: 200 averages of 8 ranks, 50 kills, both MPIs
 	.venv/bin/python tests/soak.py

@@ -190,6 +190,11 @@ class Members(ABC):
         self._is_met = True
 
     @property
+    def transport(self) -> Transport:
+        """What carries the messages of this group."""
+        return self._transport
+
+    @property
     def closed(self) -> bool:
         """Whether ``close`` was called on this rank, or this process was forked from it."""
         return self._collective.closed

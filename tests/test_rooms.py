@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comm": {"comm.codecs", "comm.contract", "comm.group", "comm.transports", "comm.start"},
     "checks": {"comm", "comm.contract"},
     "resizing": {"comm", "comm.contract"},
-    "arrays": {"comm.contract", "checks", "resizing"},
+    "arrays": {"comm.codecs", "comm.contract", "checks", "resizing"},
     "simulate": {
         *("comm", "comm.contract", "comm.memory", "comm.group", "comm.transports", "checks"),
     },
@@ -78,7 +78,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("gossip", "training", "methods", "checkpoint", "elastic", "simulate", "telemetry"),
     },
     "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
-    "torch.arrays": {"comm", "comm.contract", "checks", "arrays", "torch.comm"},
+    "torch.arrays": {
+        *("comm", "comm.codecs", "comm.contract", "comm.reduction", "checks", "arrays"),
+        "torch.comm",
+    },
     "torch.averagers": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "torch.comm"),
         "torch.arrays",

@@ -2,6 +2,7 @@
 
 from localsgd.arrays.arena import Arena, Arenas, FlatArrays, Subset, as_arenas
 from localsgd.arrays.buffers import Buffers, require_equal
+from localsgd.arrays.elsewhere import Elsewhere
 from localsgd.arrays.fragments import Plan, balanced, checked_plan, fragments_of, strided
 from localsgd.arrays.layout import check_arrays
 from localsgd.arrays.rules import (
@@ -18,6 +19,7 @@ __all__ = [
     "Arenas",
     "Buffers",
     "Derived",
+    "Elsewhere",
     "FlatArrays",
     "Plan",
     "Rule",

@@ -106,6 +106,11 @@ class ModelAverager(Weighing):
         return self._outer.outer
 
     @property
+    def takes_the_mean(self) -> bool:
+        """Whether it has neither an outer optimizer nor a codec."""
+        return self.outer is None and not self._compressed.wanted
+
+    @property
     def begun(self) -> bool:
         """Whether ``begin`` was called, if there is an outer optimizer or a codec."""
         return self._outer.begun and self._compressed.begun

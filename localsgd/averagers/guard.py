@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
-from localsgd.arrays import Arena
+from localsgd.arrays import Arena, Elsewhere
 from localsgd.averagers.left_out import average_rest
 from localsgd.checks import (
     agreed_among,
@@ -166,9 +167,11 @@ class Watch:
         """
         looks = self.guard.not_finite is not None and codec is None
         try:
-            group.allreduce(
-                buffer.flat,
-                "mean",
+            if isinstance(buffer, Elsewhere):
+                average = partial(buffer.average, group)
+            else:
+                average = partial(group.allreduce, buffer.flat, "mean")
+            average(
                 weight=weight,
                 codec=codec,
                 update=update,

@@ -109,6 +109,10 @@ class Form:
             laid = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
         else:
             laid = torch.from_numpy(array)
+        return self.shaped(laid)
+
+    def shaped(self, laid: Tensor) -> Tensor:
+        """The tensor of this form whose elements lie in memory as these, of ``array_shape``."""
         if self.dtype.is_complex:
             laid = torch.view_as_complex(laid)
         back = sorted(range(len(self.order)), key=lambda place: self.order[place])

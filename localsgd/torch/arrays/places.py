@@ -12,12 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from localsgd.arrays import Arena
 from localsgd.checks import agreed_beside
-from localsgd.comm.contract import Communicator
+from localsgd.comm.contract import Communicator, address_of
 from localsgd.torch.arrays.allocation import keep_freed_memory
 from localsgd.torch.arrays.forms import Form, Home
+from localsgd.torch.arrays.on_device import DeviceArena
 from localsgd.torch.arrays.pinned import pin
 from localsgd.torch.arrays.place import Place, bring, place_of, remember, take, wait_for_devices
 from localsgd.torch.arrays.sharded import check_tensor, shard_owner
+from localsgd.torch.comm import carried
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -69,6 +71,26 @@ class Placed:
     def __iter__(self) -> Iterator[tuple[Tensor, Place]]:
         """Every tensor with its place."""
         return iter(self._pairs)
+
+    def on_devices(self, group: Communicator, *, copied: bool) -> Sequence[DeviceArena] | None:
+        """The arenas for a round of a group where the tensors are; None if that is on the host.
+
+        Collective if the group carries averages between any devices.
+
+        Args:
+            copied: as of ``DeviceArena``.
+        """
+        kinds = carried(group)
+        if not kinds:
+            return None
+        at = {address_of(place.arena[place.name]): (t, place) for t, place in self._pairs}
+        found, ready = [], True
+        for arena in self.arenas:
+            tensors = {name: at[address_of(arena[name])] for name in arena if arena[name].size}
+            devices = {tensor.device for tensor, _ in tensors.values()}
+            ready = ready and len(devices) <= 1 and all(one.type in kinds for one in devices)
+            found.append(DeviceArena(arena, tensors, copied=copied))
+        return found if all(group.collect(ready)) else None
 
     def bring(self) -> None:
         """Before a round: everything that torch has elsewhere comes to its place."""

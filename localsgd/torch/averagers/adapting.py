@@ -29,6 +29,9 @@ from localsgd.torch.arrays import (
 from localsgd.torch.averagers.selecting import Params, trained_params, untrained_params
 from localsgd.torch.comm import ProcessGroup, communicator, outside_modes
 
+# Those whose rounds read and write nothing of the parameters but their mean.
+_MEANS = (core.ModelAverager, core.PeriodicModelAverager, core.HierarchicalModelAverager)
+
 
 class ModelAverager(ABC):
     """What follows a local step; the base of averagers of one's own.
@@ -171,10 +174,7 @@ class CoreAverager(ModelAverager):
         if self.averager.comm is NON_MEMBER:
             return False
         home = self._place(params, compare_trained=self.averager.step == 0)
-        home.bring()
-        held = self.averager.flush(home.arenas, along)
-        home.take()
-        return held
+        return self._held(home, self.averager.comm, self.averager.flush, along)
 
     def record_samples(self, count: int) -> None:
         """Adds to the weight of this worker in the next round, as the core's does."""
@@ -237,11 +237,31 @@ class CoreAverager(ModelAverager):
             return count(self._home.arenas, along)
         with outside_modes():
             home = self._place(params, due)
-            if due is not None:
-                home.bring()
-            held = count(home.arenas, along)
-            if held:
-                home.take()
+            if due is None:
+                return count(home.arenas, along)
+            return self._held(home, due, count, along)
+
+    def _held(
+        self,
+        home: Placed,
+        group: Communicator,
+        hold: Callable[..., bool],
+        along: Sequence[Companion],
+    ) -> bool:
+        """Holds a round where the parameters are, if its group can and needs no more than that."""
+        averager, arenas = self.averager, None
+        # Who looks at the arenas before the round, and who after it.
+        watched = bool(averager.observers)
+        looks = watched or bool(along) or averager.guard.verify is not None
+        if type(averager) in _MEANS and averager.takes_the_mean:
+            arenas = home.on_devices(group, copied=looks)
+        if arenas is None or watched:
+            home.bring()
+        held = hold(home.arenas if arenas is None else arenas, along)
+        if arenas is None and held:
+            home.take()
+        for arena in arenas or ():
+            arena.take()
         return held
 
     def _place(

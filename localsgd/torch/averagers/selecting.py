@@ -106,15 +106,21 @@ def average_parameters(params: Iterable[Tensor], process_group: ProcessGroup) ->
     finish: list[Callable[[], None]] = []
     if parameters:
         home = placed(lambda: parameters, comm)
-        home.bring()
-        arrays.extend(home.arenas)
-        finish.append(home.take)
+        there = home.on_devices(comm, copied=False)
+        for arena in there or ():
+            arena.average(comm)
+            arena.take()
+        if there is None:
+            home.bring()
+            arrays.extend(home.arenas)
+            finish.append(home.take)
     common = _common_dtype(tensors.values())
     for tensor in {id(tensor): tensor for tensor in others}.values():
         array, back = _array_of(tensor, common)
         arrays.append(array)
         finish.append(back)
-    core.average_parameters(arrays, comm)
+    if arrays:
+        core.average_parameters(arrays, comm)
     for back in finish:
         back()
 

@@ -44,19 +44,31 @@ class _Numbers:
 
 
 class GlooTransport:
-    """Messages between ranks of a gloo group."""
+    """Messages between ranks of a gloo group.
+
+    Attributes:
+        ranks: the members, as ranks of ``given``.
+        given: the group that the program has, whose devices may have another way.
+    """
 
     def __init__(
-        self, process_group: dist.ProcessGroup, ranks: Sequence[int], number: int, numbers: _Numbers
+        self,
+        process_group: dist.ProcessGroup,
+        ranks: Sequence[int],
+        number: int,
+        numbers: _Numbers,
+        given: dist.ProcessGroup,
     ) -> None:
         """Takes part as the rank of ``process_group`` among ``ranks``; not collective.
 
         Args:
             ranks: the members, as ranks of ``process_group``.
             number: tells the messages of this group from those of others between two ranks.
+            given: the group of the same ranks that the program has.
         """
-        self._group, self._ranks, self._numbers = process_group, tuple(ranks), numbers
-        self.rank, self.size = self._ranks.index(process_group.rank()), len(self._ranks)
+        self._group, self._numbers, self.given = process_group, numbers, given
+        self.ranks = tuple(ranks)
+        self.rank, self.size = self.ranks.index(process_group.rank()), len(self.ranks)
         self._first_tag = _FIRST_TAG + _TAGS_PER_GROUP * number
         # Before there is any news: gloo loses what comes from a peer that is gone by then.
         self._record = self._next_record() if self.size > 1 else None
@@ -65,7 +77,7 @@ class GlooTransport:
     def over(cls, process_group: dist.ProcessGroup) -> GlooTransport:
         """All ranks of a process group. Collective if it has no gloo for CPU tensors."""
         group = _with_gloo(process_group)
-        return cls(group, range(group.size()), 0, _Numbers())
+        return cls(group, range(group.size()), 0, _Numbers(), process_group)
 
     def send(self, data: Array, dest: int, tag: int) -> Pending:
         if not data.flags.writeable:
@@ -89,10 +101,8 @@ class GlooTransport:
         color = colors[self.rank]
         if color is None:
             return None
-        members = [
-            rank for rank, theirs in zip(self._ranks, colors, strict=True) if theirs == color
-        ]
-        return GlooTransport(self._group, members, number, self._numbers)
+        members = [rank for rank, theirs in zip(self.ranks, colors, strict=True) if theirs == color]
+        return GlooTransport(self._group, members, number, self._numbers, self.given)
 
     def announce(self, record: bytes, dest: int) -> None:
         # Whoever is gone, or has ended the process group, cannot be told and need not be.
@@ -144,7 +154,7 @@ class GlooTransport:
 
     @outside_modes()
     def _send(self, data: Array, dest: int, tag: int) -> _Work:
-        tensor, peer, number = torch.from_numpy(data), self._ranks[dest], self._first_tag + tag
+        tensor, peer, number = torch.from_numpy(data), self.ranks[dest], self._first_tag + tag
         return _Work(lambda: self._group.send([tensor], peer, number), tensor, dest)
 
     def _receipt(self, into: Array, source: int, tag: int, *, known: bool, exact: bool) -> _Receipt:
@@ -163,7 +173,7 @@ class GlooTransport:
         tensor, number = torch.from_numpy(into), self._first_tag + tag
         if source is None:
             return _Work(lambda: self._group.recv_anysource([tensor], number), tensor, self.rank)
-        peer = self._ranks[source]
+        peer = self.ranks[source]
         return _Work(lambda: self._group.recv([tensor], peer, number), tensor, source)
 
 
