@@ -143,7 +143,8 @@ def route(comm: Communicator, device: torch.device, sizes: Sizes) -> list[Row]:
     there = comm.traffic.host_read == before
     way = "on the device" if there else "on the host"
     nbytes = param.numel() * param.element_size()
-    return [Row(f"average of {nbytes / 1e6:,.0f} MB", f"{1e3 * taken:,.1f} ms, {way}", there == (device.type in carried(comm)))]
+    good = there == (device.type in carried(comm))
+    return [Row(f"average of {nbytes / 1e6:,.0f} MB", f"{1e3 * taken:,.1f} ms, {way}", good)]
 
 
 def bandwidth(comm: Communicator, device: torch.device, sizes: Sizes) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The check of GPUs, tried on the CPU: what it says where there is no GPU, and that its parts work."""
+"""The check of GPUs, tried on the CPU: what it says without one, and that its parts work."""
 
 from __future__ import annotations
 

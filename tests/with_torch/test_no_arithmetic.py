@@ -1,4 +1,7 @@
-"""The adapter moves and places model-sized data; whatever computes with it is the core or torch."""
+"""The adapter moves and places model-sized data; whatever computes with it is the core or torch.
+
+But for ``arrays/on_device.py``, for parameters that are averaged on a device.
+"""
 
 from __future__ import annotations
 
