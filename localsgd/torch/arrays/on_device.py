@@ -51,7 +51,7 @@ def mean_in_place(
         Whether the mean is finite, alike on all ranks.
     """
     size, extremes = topology.size, list[Tensor]()
-    for piece in flat.split(max(1, piece_length // size) * size):
+    for piece in torch.split(flat, max(1, piece_length // size) * size):
         received = torch.empty_like(piece)
         group.alltoall_base(received, piece, [], []).wait()
         mean = mean_of_hosts(received.view(size, -1).unbind(), weights, topology)

@@ -83,7 +83,9 @@ class Placed:
         kinds = carried(group)
         if not kinds:
             return None
-        at = {address_of(place.arena[place.name]): (t, place) for t, place in self._pairs}
+        # What has no elements may have the address of its neighbour.
+        pairs = [(tensor, place) for tensor, place in self._pairs if tensor.numel()]
+        at = {address_of(place.arena[place.name]): (t, place) for t, place in pairs}
         found, ready = [], True
         for arena in self.arenas:
             tensors = {name: at[address_of(arena[name])] for name in arena if arena[name].size}
