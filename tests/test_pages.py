@@ -13,9 +13,11 @@ import click
 import pytest
 
 from localsgd.cli.commands import localsgd
-from pages import PAGES, ROOT, blocks, commands, needs_torch, program
+from pages import PAGES, ROOT, blocks, commands, needs_frameworks, needs_torch, program
 
-WITH_PROGRAM = [page for page in PAGES if program(page) and not needs_torch(page)]
+WITH_PROGRAM = [
+    page for page in PAGES if program(page) and not needs_torch(page) and not needs_frameworks(page)
+]
 
 
 ALONE: list[str] = []

@@ -111,6 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch.methods", "torch.checkpoint", "torch.elastic", "comm"),
     },
     "frameworks": {"comm", "checks", "torch"},
+    "jax": {"comm", "arrays"},
 }
 # Files that other rooms import by name. The face of transports must not load MPI.
 DOORS = {f"localsgd.comm.{name}" for name in rooms.TOP_OF_COMM} | {
