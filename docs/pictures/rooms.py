@@ -45,7 +45,7 @@ PLACES = {
     "outer": 0.27,
     "lr": 0.45,
     "data": 0.53,
-    "jax": 0.97,
+    "jax": 0.7,
     "arrays": 0.295,
     "averagers": 0.16,
     "optim": 0.4,
