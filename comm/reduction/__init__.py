@@ -1,5 +1,6 @@
 """How several ranks' numbers become one, whichever memory they lie in."""
 
+from .arithmetic import shifted_mean
 from .calls import Reductions
 from .fused import Job
 from .native import ReducingTransport
@@ -10,4 +11,5 @@ __all__ = [
     "Reducer",
     "ReducingTransport",
     "Reductions",
+    "shifted_mean",
 ]
