@@ -174,13 +174,13 @@ class DecoupledAverager(ModelAverager):
     def average_parameters(self, params: Arenas, along: Sequence[Companion] = ()) -> bool:
         """Counts one local step; takes over merges that have come, and offers what is due.
 
-        Waits for nobody, but with ``on_time`` and in a replay. Not collective, but the first time.
+        Waits for nobody, but with ``on_time`` and in a replay. Not collective.
 
         Returns:
             Whether a merge was taken over.
 
         Raises:
-            ValueError: if something is to be averaged along.
+            ValueError: before ``begin``, or if something is to be averaged along.
             Exception: what has ended this worker's part as an owner.
 
         Warns:
@@ -190,11 +190,9 @@ class DecoupledAverager(ModelAverager):
         step, changes = self.step + 1, Changes()
         self._watch.left_out = False
         if self.comm is not NON_MEMBER:
-            arenas = as_arenas(params)
-            if not self.begun:
-                self.begin(arenas)
+            arenas, part = as_arenas(params), self.part
             self.comm.progress[0], self._rests = step, False
-            changes = self.part.step(arenas, step, self._ledger)
+            changes = part.step(arenas, step, self._ledger)
             self._tell(arenas, "round", step, changes)
         self.step = step
         self._ledger.of_step = None

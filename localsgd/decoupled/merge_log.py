@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from localsgd.decoupled.merge import Copy
 
@@ -28,11 +28,12 @@ class MergeLog:
         Raises:
             OSError: if the files cannot be written.
         """
-        self._files: dict[str, TextIO] = {}
+        self._paths: dict[str, Path] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for kind in ("owner", "worker"):
-                self._files[kind] = (folder / f"{kind}-{rank}.jsonl").open("w")
+                self._paths[kind] = folder / f"{kind}-{rank}.jsonl"
+                self._paths[kind].write_text("")
                 self._write(kind, {"kind": "run", "rank": rank, "size": size, "averager": words})
 
     def merged(
@@ -73,18 +74,14 @@ class MergeLog:
 
     def flushed(self, step: int) -> None:
         """What all hold is one model."""
-        for kind in self._files:
+        for kind in self._paths:
             self._write(kind, {"kind": "flush", "step": step})
 
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-
     def _write(self, kind: str, line: Mapping[str, Any]) -> None:
-        if kind in self._files:
-            self._files[kind].write(json.dumps(line) + "\n")
-            self._files[kind].flush()
+        # Opened for each line, of which there are few: nothing is lost, and nothing to be closed.
+        if kind in self._paths:
+            with self._paths[kind].open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ class Settings:
             )
 
     @property
+    def at_once(self) -> bool:
+        """Whether workers wait for a merge in the step in which they offer their copies."""
+        return self.on_time and not self.streaming.delay
+
+    @property
     def stale_after(self) -> int:
         """After how many steps without a merge of a fragment a worker warns."""
         periods = _STALE_PERIODS * self.streaming.period

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,22 @@ class Changes:
     taken: int = 0
     nbytes: int = 0
     left_out: bool = False
+
+
+@dataclass
+class Now:
+    """A step of one worker, or its flush.
+
+    Attributes:
+        arenas, step: the parameters, after that step.
+        ledger: the samples recorded since the last merge of each fragment.
+        changes: what comes of it.
+    """
+
+    arenas: Sequence[Arena]
+    step: int
+    ledger: Ledger
+    changes: Changes = field(default_factory=Changes)
 
 
 class TakingPart:
@@ -85,8 +101,7 @@ class TakingPart:
             i: Merged(self.offers[i].anchor, self.offers[i].tensors, outer, settings.merging)
             for i in owned
         }
-        delay = settings.streaming.delay
-        gatherings = {i: Gathering(settings.quorum, size, delay) for i in owned}
+        gatherings = {i: Gathering(settings.quorum, size, settings.streaming.delay) for i in owned}
         self.owner = Owner(self._shelves, merged, gatherings, self._log, self._recorded)
         self._left_at: float | None = None
         self._step_s, self._anew_at = 0.0, 0
@@ -95,55 +110,57 @@ class TakingPart:
     def step(self, arenas: Sequence[Arena], step: int, ledger: Ledger) -> Changes:
         """Takes over what has come, and offers what is due, after a step."""
         waits = not isinstance(self._timing, AsTheyCome)
-        now, changes = time.monotonic(), Changes()
+        now = Now(arenas, step, ledger)
         if self._left_at is not None:
-            took_s = now - self._left_at
+            took_s = time.monotonic() - self._left_at
             self._step_s = (self._step_s or took_s) / 2 + took_s / 2
         if not waits:
             self.owner.check()
             self.owner.start()
-        delay = self._settings.streaming.delay
-        if delay or not self._settings.on_time:
-            self._take_all(arenas, step, ledger, changes)
-        for index in self._settings.streaming.leaving(step):
+        streaming, at_once = self._settings.streaming, self._settings.at_once
+        if not at_once:
+            self._take_all(now)
+        for index in streaming.leaving(step):
             self.offers[index].ready = True
         for index, offer in enumerate(self.offers):
             has_work = step > ledger.settled[index] and ledger.samples[index] != 0
             goes = has_work or self._settings.on_time
             if offer.ready and goes and offer.offered < offer.taken:
-                self._publish(index, arenas, step, ledger)
+                self._publish(index, now)
         if waits:
             self.owner.advance()
-        if not delay and self._settings.on_time:
-            self._take_all(arenas, step, ledger, changes)
+        if at_once:
+            self._take_all(now)
         self._look_for_stale(step)
         self._left_at = time.monotonic()
-        return changes
+        return now.changes
 
     def flush(self, arenas: Sequence[Arena], step: int, ledger: Ledger) -> Changes:
         """Merges what was offered, then a copy of every worker's. Collective."""
-        changes, comm, owner = Changes(), self._comm, self.owner
+        now, comm, owner = Now(arenas, step, ledger), self._comm, self.owner
         if self._recorded is not None:
             comm.until(self._after_advancing(owner.is_done), self._others)
+        # Who comes early goes on merging for those that still train.
+        comm.barrier()
         owner.stop()
         owner.check()
         comm.barrier()
         owner.merge_all(ready=True)
         comm.barrier()
-        self._take_newest(arenas, step, ledger, changes, mixing=self._settings.mixing)
+        self._take_newest(now, last=False)
         for index in range(len(self.offers)):
-            self._publish(index, arenas, step, ledger)
+            self._publish(index, now)
         comm.barrier()
         owner.merge_all(ready=False)
         comm.barrier()
-        self._take_newest(arenas, step, ledger, changes, mixing=0.0)
+        self._take_newest(now, last=True)
         # Before others go on, and merge again.
         comm.barrier()
         self._log.flushed(step)
         if self._recorded is not None:
             self._recorded.flushed()
         self._left_at = None
-        return changes
+        return now.changes
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers of the last merges, and what this rank owns; after a flush."""
@@ -168,32 +185,22 @@ class TakingPart:
             offer.taken, offer.taken_at = number, step
         self._comm.barrier()
 
-    def _take_all(
-        self, arenas: Sequence[Arena], step: int, ledger: Ledger, changes: Changes
-    ) -> None:
+    def _take_all(self, now: Now) -> None:
         for index, offer in enumerate(self.offers):
             newest = self._shelves.merged[index].word(ROUND)
-            wanted = self._timing.wanted(index, step, offer.taken, newest)
+            wanted = self._timing.wanted(index, now.step, offer, newest)
             words = None if wanted is None else self._read(index, wanted)
             if words is not None:
-                how = self._take(index, words, arenas, step, ledger, changes, self._settings.mixing)
-                self._log.taken(index, words[ROUND], step, how)
+                how = self._take(index, words, now)
+                self._log.taken(index, words[ROUND], now.step, how)
 
-    def _take_newest(
-        self,
-        arenas: Sequence[Arena],
-        step: int,
-        ledger: Ledger,
-        changes: Changes,
-        *,
-        mixing: float,
-    ) -> None:
-        """While nobody merges."""
+    def _take_newest(self, now: Now, *, last: bool) -> None:
+        """While nobody merges; the last merge of a flush leaves nobody anything of its own."""
         for index, offer in enumerate(self.offers):
             record = self._shelves.merged[index]
             words = record.read(offer.buffers) if record.word(ROUND) > offer.taken else None
             if words is not None:
-                self._take(index, words, arenas, step, ledger, changes, mixing)
+                self._take(index, words, now, last=last)
 
     def _read(self, index: int, wanted: int) -> list[int] | None:
         """The counters of a merge, which is in the offer's buffers then; None: not now."""
@@ -226,16 +233,7 @@ class TakingPart:
     def _others(self) -> list[int]:
         return [rank for rank in range(self._comm.size) if rank != self._comm.rank]
 
-    def _take(
-        self,
-        index: int,
-        words: Sequence[int],
-        arenas: Sequence[Arena],
-        step: int,
-        ledger: Ledger,
-        changes: Changes,
-        mixing: float,
-    ) -> Taken:
+    def _take(self, index: int, words: Sequence[int], now: Now, *, last: bool = False) -> Taken:
         offer, rank = self.offers[index], self._comm.rank
         how: Taken = "late"
         if self._shelves.given_in(words, rank) == offer.taken + 1:
@@ -243,51 +241,52 @@ class TakingPart:
         elif self._shelves.left_out_in(words, rank) == offer.taken + 1:
             how = "left out"
         published = self._shelves.published[index][rank]
-        keeps = how == "merged" and self._settings.keep_progress
+        keeps = how == "merged" and self._settings.keep_progress and not last
+        mixing = 0.0 if last else self._settings.mixing
         own = published.arrays if keeps else None
-        offer.take(arenas, words[ROUND], step, how, mixing, own)
+        offer.take(now.arenas, words[ROUND], now.step, how, mixing, own)
         published.note(TAKEN, words[ROUND])
         if how != "late":
-            seen = ledger.samples[index]
-            ledger.settle(index, step)
+            seen = now.ledger.samples[index]
+            now.ledger.settle(index, now.step)
             if keeps:
-                ledger.samples[index] = None if seen is None else seen - offer.tokens
-                ledger.settled[index] = offer.offered_at
+                now.ledger.samples[index] = None if seen is None else seen - offer.tokens
+                now.ledger.settled[index] = offer.offered_at
         if how == "left out":
-            self._begin_anew(index, arenas, step, ledger)
-            changes.left_out = True
-        changes.taken += 1
-        changes.nbytes += sum(buffer.nbytes for buffer in offer.buffers)
+            self._begin_anew(index, now)
+            now.changes.left_out = True
+        now.changes.taken += 1
+        now.changes.nbytes += sum(buffer.nbytes for buffer in offer.buffers)
         return how
 
-    def _begin_anew(self, index: int, arenas: Sequence[Arena], step: int, ledger: Ledger) -> None:
+    def _begin_anew(self, index: int, now: Now) -> None:
         """Goes back to the last merges of all fragments: whatever went wrong is in each.
 
         Once: copies that were offered before may be left out as well.
         """
         if self.offers[index].offered_at <= self._anew_at:
             return
-        self._anew_at = step
+        self._anew_at = now.step
         for other, offer in enumerate(self.offers):
             if other != index:
-                offer.go_back(arenas)
+                offer.go_back(now.arenas)
                 offer.ready = False
-                ledger.settle(other, step)
+                now.ledger.settle(other, now.step)
 
-    def _publish(self, index: int, arenas: Sequence[Arena], step: int, ledger: Ledger) -> None:
+    def _publish(self, index: int, now: Now) -> None:
         """
         Raises:
             ValueError: if the step is one before the last merge.
         """
-        seen, steps = ledger.samples[index], step - ledger.settled[index]
+        seen, steps = now.ledger.samples[index], now.step - now.ledger.settled[index]
         if steps < 0:
             raise ValueError(
-                f"steps must not run backwards, got {step} after {ledger.settled[index]} on rank "
-                f"{self._comm.rank}"
+                f"steps must not run backwards, got {now.step} on rank {self._comm.rank}, which "
+                f"stood at {now.step - steps} at the last merge of fragment {index}"
             )
         record, step_ns = self._shelves.published[index][self._comm.rank], int(self._step_s * 1e9)
         tokens = -1 if seen is None else seen
-        self.offers[index].publish(arenas, record, step, tokens, steps, step_ns)
+        self.offers[index].publish(now.arenas, record, now.step, tokens, steps, step_ns)
 
     def _look_for_stale(self, step: int) -> None:
         most = self._settings.stale_after

@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import Protocol
 
 from localsgd.decoupled.merge_log import Recorded
+from localsgd.decoupled.offers import Offer
 from localsgd.schedules import Streaming
 
 
 class Timing(Protocol):
     """When merged fragments are taken over."""
 
-    def wanted(self, fragment: int, step: int, taken: int, newest: int) -> int | None:
+    def wanted(self, fragment: int, step: int, offer: Offer, newest: int) -> int | None:
         """The number of the merge to take over after a step, waited for; None if none.
 
         Args:
-            taken: the last one that this worker has taken over.
+            offer: this worker's side of the fragment.
             newest: the last one that there is.
         """
 
@@ -27,8 +28,8 @@ class Timing(Protocol):
 class AsTheyCome:
     """Whatever has come."""
 
-    def wanted(self, fragment: int, step: int, taken: int, newest: int) -> int | None:
-        return newest if newest > taken else None
+    def wanted(self, fragment: int, step: int, offer: Offer, newest: int) -> int | None:
+        return newest if newest > offer.taken else None
 
 
 class OnTime:
@@ -37,8 +38,10 @@ class OnTime:
     def __init__(self, streaming: Streaming) -> None:
         self._streaming = streaming
 
-    def wanted(self, fragment: int, step: int, taken: int, newest: int) -> int | None:
-        return taken + 1 if fragment in self._streaming.arriving(step) else None
+    def wanted(self, fragment: int, step: int, offer: Offer, newest: int) -> int | None:
+        # A flush has brought back what had left before.
+        away = offer.offered == offer.taken
+        return offer.taken + 1 if away and fragment in self._streaming.arriving(step) else None
 
 
 class AsRecorded:
@@ -47,5 +50,5 @@ class AsRecorded:
     def __init__(self, recorded: Recorded) -> None:
         self._recorded = recorded
 
-    def wanted(self, fragment: int, step: int, taken: int, newest: int) -> int | None:
+    def wanted(self, fragment: int, step: int, offer: Offer, newest: int) -> int | None:
         return self._recorded.take(fragment, step)
