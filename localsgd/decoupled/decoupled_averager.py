@@ -21,7 +21,7 @@ from localsgd.comm.changes import Change
 from localsgd.comm.contract import Array, Communicator, Traffic
 from localsgd.decoupled.merge import Merging
 from localsgd.decoupled.quorum import Quorum
-from localsgd.decoupled.settings import Settings
+from localsgd.decoupled.run_settings import Settings
 from localsgd.decoupled.taking_part import Changes, TakingPart
 from localsgd.outer import OuterOptimizer
 from localsgd.resizing import SavedStates

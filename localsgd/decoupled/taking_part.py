@@ -19,7 +19,7 @@ from localsgd.decoupled.merge_log import MergeLog, Recorded
 from localsgd.decoupled.offers import Offer, Taken
 from localsgd.decoupled.owner import Owner
 from localsgd.decoupled.quorum import Gathering
-from localsgd.decoupled.settings import Settings
+from localsgd.decoupled.run_settings import Settings
 from localsgd.decoupled.shelves import ROUND, TAKEN, Shelves
 from localsgd.decoupled.timing import AsRecorded, AsTheyCome, OnTime, Timing
 from localsgd.outer import OuterOptimizer
