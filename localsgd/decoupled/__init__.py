@@ -4,7 +4,7 @@ from localsgd.decoupled.decoupled_averager import DecoupledAverager
 from localsgd.decoupled.merge import Copy, Merged, Merging, directional
 from localsgd.decoupled.merge_log import MergeLog, Recorded
 from localsgd.decoupled.quorum import Gathering, Quorum
-from localsgd.decoupled.records import Record
+from localsgd.decoupled.records import Record, Shapes
 
 __all__ = [
     "Copy",
@@ -16,5 +16,6 @@ __all__ = [
     "Quorum",
     "Record",
     "Recorded",
+    "Shapes",
     "directional",
 ]

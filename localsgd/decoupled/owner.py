@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from weakref import ReferenceType, ref
 
 from localsgd.comm import MismatchError
 from localsgd.decoupled.merge import Copy, Merged
-from localsgd.decoupled.merge_log import MergeLog, Planned, Recorded
+from localsgd.decoupled.merge_log import MergeLog, Recorded
 from localsgd.decoupled.quorum import Gathering
 from localsgd.decoupled.records import Record
 from localsgd.decoupled.shelves import BASE, STEP, STEP_NS, STEPS, TAKEN, TOKENS, Shelves
@@ -74,9 +75,9 @@ class Owner:
     def merge_all(self, *, ready: bool) -> None:
         """Merges in a flush: each fragment that has its quorum, or else all of them. No grace."""
         for index in self.merged:
-            ranks, gathering = self._ready(index), self._gatherings[index]
-            if not ready or gathering.has_quorum(len(ranks)):
-                self._merge(index, self._copies(index, ranks), in_flush=True)
+            found, gathering = self._ready(index), self._gatherings[index]
+            if not ready or gathering.has_quorum(len(found)):
+                self._merge(index, self._copies(index, found), in_flush=True)
 
     def is_done(self) -> bool:
         """Whether nothing is left of what was recorded before a flush."""
@@ -117,13 +118,18 @@ class Owner:
         usual_s = min((self._step_s(index) for index in self.merged), default=_LONGEST_NAP_S)
         return min(max(usual_s / _LOOKS_IN_A_STEP, _SHORTEST_NAP_S), _LONGEST_NAP_S)
 
-    def _ready(self, index: int) -> list[int]:
-        published, number = self._shelves.published[index], self._rounds[index]
-        return [
-            rank
-            for rank, record in enumerate(published)
-            if record.word(STEP) and record.word(BASE) == number
-        ]
+    def _ready(self, index: int) -> dict[int, list[int]]:
+        """The counters of the copies that are there for the next merge, by rank, rising.
+
+        A copy is as it is until that merge: nothing is read twice.
+        """
+        found, number = dict[int, list[int]](), self._rounds[index]
+        for rank, record in enumerate(self._shelves.published[index]):
+            if record.word(STEP) and record.word(BASE) == number:
+                words = record.words()
+                if words is not None and words[STEP] and words[BASE] == number:
+                    found[rank] = words
+        return found
 
     def _step_s(self, index: int) -> float:
         """The usual time of a step: the median of the workers'."""
@@ -131,16 +137,21 @@ class Owner:
         return times[len(times) // 2] * 1e-9
 
     def _look(self, index: int) -> None:
-        ranks, gathering = self._ready(index), self._gatherings[index]
-        step_s = self._step_s(index) if ranks else 0.0
-        if gathering.is_over(len(ranks), self._clock(), step_s, self._sync_s[index]):
-            self._merge(index, self._copies(index, ranks))
+        found, gathering = self._ready(index), self._gatherings[index]
+        step_s = self._step_s(index) if found else 0.0
+        if gathering.is_over(len(found), self._clock(), step_s, self._sync_s[index]):
+            self._merge(index, self._copies(index, found))
 
     def _repeat(self, index: int, recorded: Recorded) -> None:
-        planned = recorded.next_merge(index)
-        if planned is None or not self._may_repeat(index, planned, recorded):
+        """Merges as it was recorded, once copies are there and all who took the last have it."""
+        planned, ready = recorded.next_merge(index), self._ready(index)
+        if planned is None or not planned.steps.keys() <= ready.keys():
             return
-        copies = self._copies(index, sorted(planned.steps))
+        number = self._rounds[index]
+        published = self._shelves.published[index]
+        if any(published[rank].word(TAKEN) < number for rank in recorded.takers(index, number)):
+            return
+        copies = self._copies(index, {rank: ready[rank] for rank in sorted(planned.steps)})
         found = {copy.rank: copy.step for copy in copies}
         if found != dict(planned.steps):
             raise MismatchError(
@@ -150,33 +161,16 @@ class Owner:
         self._merge(index, copies)
         recorded.merged(index)
 
-    def _may_repeat(self, index: int, planned: Planned, recorded: Recorded) -> bool:
-        """Whether all copies are there, and all that took the last merge over have it."""
-        published, number = self._shelves.published[index], self._rounds[index]
-        takers = recorded.takers(index, number)
-        return set(planned.steps) <= set(self._ready(index)) and all(
-            published[rank].word(TAKEN) >= number for rank in takers
-        )
-
-    def _copies(self, index: int, ranks: Sequence[int]) -> list[Copy]:
-        published, number = self._shelves.published[index], self._rounds[index]
-        copies: list[Copy] = []
-        for rank in ranks:
-            words = published[rank].words()
-            if words is not None and words[STEP] and words[BASE] == number:
-                copies.append(self._copy(index, rank, words, published[rank]))
-        counts = {copy.tokens < 0 for copy in copies if copy.steps}
-        if len(counts) > 1:
+    def _copies(self, index: int, ready: Mapping[int, Sequence[int]]) -> list[Copy]:
+        published = self._shelves.published[index]
+        copies = [self._copy(index, rank, its, published[rank]) for rank, its in ready.items()]
+        if len({copy.tokens < 0 for copy in copies if copy.steps}) > 1:
             none = [copy.rank for copy in copies if copy.steps and copy.tokens < 0]
             raise MismatchError(
                 f"all workers must record samples, or none, got ranks {none} without"
             )
-        return [
-            copy
-            if copy.tokens >= 0
-            else Copy(copy.rank, copy.step, copy.steps, copy.steps, copy.parts)
-            for copy in copies
-        ]
+        # Where nobody counts samples a step is as good as another.
+        return [copy if copy.tokens >= 0 else replace(copy, tokens=copy.steps) for copy in copies]
 
     def _copy(self, index: int, rank: int, words: Sequence[int], record: Record) -> Copy:
         step, before = words[STEP], self._last_step[index][rank]

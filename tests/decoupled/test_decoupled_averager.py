@@ -101,7 +101,7 @@ def test_on_time_with_the_mean_it_is_streaming_diloco_to_the_bit(
 
     def body(comm: Communicator) -> None:
         ours, theirs = (parameters(comm, dtype) for _ in range(2))
-        both = {"outer": nesterov(), "delay": delay, "mixing": mixing}
+        both: dict[str, Any] = {"outer": nesterov(), "delay": delay, "mixing": mixing}
         decoupled = DecoupledAverager(period, PLAN, comm, **both, **all_of(comm.size))
         streaming = StreamingAverager(period, PLAN, comm, **both)
         decoupled.begin(ours)

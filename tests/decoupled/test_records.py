@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 
-from localsgd.decoupled import Record
+from localsgd.decoupled import Record, Shapes
 
-SHAPES = [(1000, np.dtype(np.float64)), (3, np.dtype(np.float32))]
+SHAPES: Shapes = [(1000, np.dtype(np.float64)), (3, np.dtype(np.float32))]
 
 
-def made() -> tuple[Record, Record, np.ndarray]:
+def made() -> tuple[Record, Record, Any]:
     memory = np.zeros(Record.nbytes(2, SHAPES), np.uint8)
     return Record(memory, 2, SHAPES), Record(memory, 2, SHAPES), memory
 
 
 def test_what_was_written_is_read() -> None:
     writer, reader, _ = made()
-    arrays = [np.arange(1000.0), np.ones(3, np.float32)]
+    arrays: list[Any] = [np.arange(1000.0), np.ones(3, np.float32)]
     writer.write([7, -1], arrays)
-    into = [np.zeros(1000), np.zeros(3, np.float32)]
+    into: list[Any] = [np.zeros(1000), np.zeros(3, np.float32)]
     assert reader.read(into) == reader.words() == [7, -1]
-    assert all(map(np.array_equal, into, arrays))
+    assert [array.tolist() for array in into] == [array.tolist() for array in arrays]
     writer.note(1, 5)
     assert reader.word(1) == 5
 
@@ -50,7 +51,8 @@ def test_a_reader_never_sees_half_of_a_record() -> None:
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        found, into = set[int](), [np.zeros(1000), np.zeros(3, np.float32)]
+        found = set[int]()
+        into: list[Any] = [np.zeros(1000), np.zeros(3, np.float32)]
         while len(found) < 20:
             words = reader.read(into)
             if words is not None and words[0]:
