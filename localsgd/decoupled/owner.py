@@ -20,8 +20,9 @@ from localsgd.decoupled.quorum import Gathering
 from localsgd.decoupled.records import Record
 from localsgd.decoupled.shelves import BASE, STEP, STEP_NS, STEPS, TAKEN, TOKENS, Shelves
 
-# How often it looks: some times in a step, but not so often that looking costs.
-_LOOKS_IN_A_STEP, _SHORTEST_NAP_S, _LONGEST_NAP_S = 10, 0.5e-3, 20e-3
+# How often it looks: some times in a step, but so that looking takes a hundredth of a core at most.
+_LOOKS_IN_A_STEP, _TIMES_A_LOOK = 4, 100
+_SHORTEST_NAP_S, _LONGEST_NAP_S = 0.5e-3, 50e-3
 
 
 class Owner:
@@ -112,11 +113,11 @@ class Owner:
         if self.error is not None:
             raise self.error
 
-    @property
-    def nap_s(self) -> float:
-        """How long to wait between two looks."""
+    def nap_s(self, look_s: float) -> float:
+        """How long to wait between two looks, each of which takes so long."""
         usual_s = min((self._step_s(index) for index in self.merged), default=_LONGEST_NAP_S)
-        return min(max(usual_s / _LOOKS_IN_A_STEP, _SHORTEST_NAP_S), _LONGEST_NAP_S)
+        least_s = max(_SHORTEST_NAP_S, _TIMES_A_LOOK * look_s)
+        return min(max(usual_s / _LOOKS_IN_A_STEP, least_s), _LONGEST_NAP_S)
 
     def _ready(self, index: int) -> dict[int, list[int]]:
         """The counters of the copies that are there for the next merge, by rank, rising.
@@ -216,7 +217,7 @@ class Owner:
 
 
 def _work(owner_of: ReferenceType[Owner], stop: threading.Event) -> None:
-    nap_s = 0.0
+    nap_s, look_s, begin, before = 0.0, 0.0, time.thread_time(), 0
     while not stop.wait(nap_s):
         owner = owner_of()
         if owner is None:
@@ -226,7 +227,11 @@ def _work(owner_of: ReferenceType[Owner], stop: threading.Event) -> None:
         except Exception as error:
             owner.error = error
             return
-        owner.seconds, nap_s = time.thread_time(), owner.nap_s
+        took_s, begin = time.thread_time() - begin, time.thread_time()
+        owner.seconds += took_s
+        if owner.merges == before:
+            look_s = took_s
+        before, nap_s = owner.merges, owner.nap_s(look_s)
         del owner
 
 
