@@ -1,4 +1,4 @@
-"""What do rounds without a barrier gain and cost: who waits, the owners' share, quality, replays?"""
+"""What do rounds without a barrier gain and cost: waits, the owners' share, quality, replays?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ def trained(
             PERIOD,
             FRAGMENTS,
             quorum=Quorum(3, margin=0.5),
-            mixing=0.5,
             log=log,
             replay=replay,
             **OUTER,

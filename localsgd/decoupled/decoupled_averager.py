@@ -50,8 +50,7 @@ class DecoupledAverager(ModelAverager):
         quorum: Quorum | None = None,
         merging: Merging | None = None,
         delay: int = 1,
-        mixing: float = 0.0,
-        keep_progress: bool = False,
+        mixing: float | None = None,
         staleness: int | None = None,
         on_time: bool = False,
         log: str | Path | None = None,
@@ -69,9 +68,8 @@ class DecoupledAverager(ModelAverager):
             delay: the steps that are to hide a merge, at most ``period``; the grace is made of
                 them.
             mixing: how much of its own value a worker keeps, in [0, 1], when it takes over a merge
-                that its copy was a part of.
-            keep_progress: whether what it has done since it offered that copy stays as a whole; no
-                mixing then.
+                that its copy was a part of: 0 throws away what it has done since it offered that
+                copy. None: all of that stays, and is in its next copy.
             staleness: after how many steps without a merge of a fragment a worker warns; None
                 means ten periods.
             on_time: every fragment is taken over ``delay`` steps after it was offered, for which
@@ -91,7 +89,6 @@ class DecoupledAverager(ModelAverager):
                 quorum or Quorum(),
                 merging or Merging(),
                 mixing,
-                keep_progress,
                 staleness,
                 on_time,
             )

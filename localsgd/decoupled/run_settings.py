@@ -19,8 +19,7 @@ class Settings:
     streaming: Streaming
     quorum: Quorum
     merging: Merging
-    mixing: float
-    keep_progress: bool
+    mixing: float | None
     staleness: int | None
     on_time: bool
 
@@ -32,10 +31,8 @@ class Settings:
         for name, kind in (("quorum", Quorum), ("merging", Merging)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
-        if checked_number("mixing", self.mixing) > 1:
+        if self.mixing is not None and checked_number("mixing", self.mixing) > 1:
             raise ValueError(f"mixing must be at most 1, got {self.mixing}")
-        if checked_flag("keep_progress", self.keep_progress) and self.mixing:
-            raise ValueError(f"keep_progress must have mixing 0, got {self.mixing}")
         if self.staleness is not None:
             checked_count("staleness", self.staleness, at_least=1)
         checked_flag("on_time", self.on_time)

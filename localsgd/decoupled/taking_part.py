@@ -241,10 +241,10 @@ class TakingPart:
         elif self._shelves.left_out_in(words, rank) == offer.taken + 1:
             how = "left out"
         published = self._shelves.published[index][rank]
-        keeps = how == "merged" and self._settings.keep_progress and not last
         mixing = 0.0 if last else self._settings.mixing
+        keeps = how == "merged" and mixing is None
         own = published.arrays if keeps else None
-        offer.take(now.arenas, words[ROUND], now.step, how, mixing, own)
+        offer.take(now.arenas, words[ROUND], now.step, how, mixing or 0.0, own)
         published.note(TAKEN, words[ROUND])
         if how != "late":
             seen = now.ledger.samples[index]

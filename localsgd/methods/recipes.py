@@ -78,8 +78,7 @@ class DecoupledOptions(TypedDict, total=False):
     quorum: Quorum | None
     merging: Merging | None
     delay: int
-    mixing: float
-    keep_progress: bool
+    mixing: float | None
     staleness: int | None
     on_time: bool
     log: str | Path | None

@@ -133,8 +133,8 @@ def test_one_worker_by_hand() -> None:
     assert found == [1.0, 1.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("keep_progress", [False, True])
-def test_a_late_copy_stays_with_its_worker_by_hand(tmp_path: Path, keep_progress: bool) -> None:
+@pytest.mark.parametrize("mixing", [0.0, None])
+def test_a_late_copy_stays_with_its_worker_by_hand(tmp_path: Path, mixing: float | None) -> None:
     """Rank 0 moves by 1 a step and rank 1 by 10; the plain mean, period 2, two workers.
 
     Merge 1 is of rank 0's copy of step 2, which is 2. After step 3 rank 0 takes it over and has 2,
@@ -151,7 +151,7 @@ def test_a_late_copy_stays_with_its_worker_by_hand(tmp_path: Path, keep_progress
             1,
             comm,
             merging=Merging("mean"),
-            keep_progress=keep_progress,
+            mixing=mixing,
             replay=tmp_path / "run",
         )
         if comm.rank == 0:
@@ -166,7 +166,7 @@ def test_a_late_copy_stays_with_its_worker_by_hand(tmp_path: Path, keep_progress
             found[comm.rank].append(float(arena.flat[0]))
 
     run_threads(2, body, deadline_s=DEADLINE_S)
-    if keep_progress:
+    if mixing is None:
         expected = {0: [1, 2, 3, 4, 21.8], 1: [10, 20, 32, 42, 40.8]}
     else:
         expected = {0: [1, 2, 2, 3, 24.75], 1: [10, 20, 32, 42, 24.75]}
@@ -236,14 +236,14 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("keep_progress", [False, True])
-def test_a_run_is_replayed_to_the_bit(tmp_path: Path, size: int, keep_progress: bool) -> None:
+@pytest.mark.parametrize("mixing", [0.0, None])
+def test_a_run_is_replayed_to_the_bit(tmp_path: Path, size: int, mixing: float | None) -> None:
     """Workers take different numbers of steps at speeds of their own; replayed twice."""
     naps = threading.Event()
 
     def body(comm: Communicator, **folders: Path) -> bytes:
         lives = "log" in folders
-        options = {"quorum": Quorum((size + 1) // 2), "keep_progress": keep_progress}
+        options = {"quorum": Quorum((size + 1) // 2), "mixing": mixing}
         # A nap that nobody ends gives the other threads the processor.
         return trained(
             comm,
@@ -397,7 +397,6 @@ def test_training_resumes_from_a_flush_to_the_bit() -> None:
         ({"quorum": 2}, TypeError, "quorum must be a Quorum, got 2"),
         ({"merging": "mean"}, TypeError, "merging must be a Merging, got 'mean'"),
         ({"mixing": 1.5}, ValueError, "mixing must be at most 1, got 1.5"),
-        ({"keep_progress": True, "mixing": 0.5}, ValueError, "keep_progress must have mixing 0"),
         ({"staleness": 0}, ValueError, "staleness must be at least 1, got 0"),
         ({"delay": 9}, ValueError, "delay must be at most the period, 4, got 9"),
         ({"on_time": True, "quorum": Quorum(1)}, ValueError, "a quorum of all 2 workers, got 1"),
