@@ -108,7 +108,16 @@ class TakingPart:
         comm.barrier()
 
     def step(self, arenas: Sequence[Arena], step: int, ledger: Ledger) -> Changes:
-        """Takes over what has come, and offers what is due, after a step."""
+        """Takes over what has come, and offers what is due, after a step.
+
+        Raises:
+            ValueError: for a step that was counted before the last merge.
+        """
+        if step <= max(ledger.settled):
+            raise ValueError(
+                f"steps must not run backwards, got {step} on rank {self._comm.rank}, which was at "
+                f"{max(ledger.settled)} at its last merge"
+            )
         waits = not isinstance(self._timing, AsTheyCome)
         now = Now(arenas, step, ledger)
         if self._left_at is not None:
@@ -274,16 +283,7 @@ class TakingPart:
                 now.ledger.settle(other, now.step)
 
     def _publish(self, index: int, now: Now) -> None:
-        """
-        Raises:
-            ValueError: if the step is one before the last merge.
-        """
         seen, steps = now.ledger.samples[index], now.step - now.ledger.settled[index]
-        if steps < 0:
-            raise ValueError(
-                f"steps must not run backwards, got {now.step} on rank {self._comm.rank}, which "
-                f"stood at {now.step - steps} at the last merge of fragment {index}"
-            )
         record, step_ns = self._shelves.published[index][self._comm.rank], int(self._step_s * 1e9)
         tokens = -1 if seen is None else seen
         self.offers[index].publish(now.arenas, record, now.step, tokens, steps, step_ns)

@@ -424,6 +424,19 @@ def test_settings_that_differ_are_an_error_on_every_rank() -> None:
     run_threads(2, body, deadline_s=DEADLINE_S)
 
 
+def test_steps_that_run_backwards_are_named() -> None:
+    arena = one_number(solo())
+    averager = DecoupledAverager(2, 1, solo(), delay=0, **all_of(1))
+    averager.begin(arena)
+    for _ in range(4):
+        averager.average_parameters(arena)
+    averager.step = 2
+    with pytest.raises(ValueError, match="steps must not run backwards, got 3 on rank 0, which w"):
+        averager.average_parameters(arena)
+    averager.step = 4
+    averager.average_parameters(arena)
+
+
 def test_a_plain_parameter_that_is_none_is_named() -> None:
     averager = DecoupledAverager(4, PLAN, solo(), merging=Merging(plain=["a", "z"]))
     with pytest.raises(ValueError, match=r"plain must name parameters, got \['z'\]"):
