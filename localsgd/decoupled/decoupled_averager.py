@@ -181,7 +181,7 @@ class DecoupledAverager(ModelAverager):
             Exception: what has ended this worker's part as an owner.
 
         Warns:
-            UserWarning: if the last merge of a fragment is too long ago.
+            UserWarning: once for a fragment, if its last merge is too long ago.
         """
         _require_alone(along)
         step, changes = self.step + 1, Changes()

@@ -93,7 +93,7 @@ class Offer:
             self._fragment.give(arenas, mixing if how == "merged" else 0.0)
         for mine, merged in zip(self.anchor, self.buffers, strict=True):
             mine[...] = merged
-        self.taken, self.taken_at, self.warned = number, step, False
+        self.taken, self.taken_at = number, step
         if how != "late":
             self.ready = False
 

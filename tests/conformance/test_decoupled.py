@@ -76,7 +76,7 @@ def test_a_run_and_its_replay_end_on_every_rank_at_the_same_model(
                 4,
                 2,
                 quorum=Quorum(1),
-                staleness=1000,
+                staleness=10**6,
                 comm=comm,
                 **{option: folder},
             )
