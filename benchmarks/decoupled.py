@@ -18,7 +18,7 @@ from localsgd import Arena, Communicator, DecoupledDiLoCo, DiLoCo, Quorum, Strea
 
 RANKS, COUNT, STEP_S, SLOWER, SECONDS = 4, 100_000, 0.02, 4.0, 8.0
 PERIOD, FRAGMENTS, EPOCHS = 16, 2, 40
-OUTER = {"outer_lr": 0.7, "outer_momentum": 0.5}
+OUTER: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
 
 
 def worker(options: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,11 @@ def parameters(comm: Communicator) -> Arena:
 
 def test_on_time_it_is_streaming_diloco_or_several_hosts_are_refused(workers: Workers) -> None:
     def body(comm: Communicator) -> None:
-        options = {"quorum": Quorum(comm.size), "merging": Merging("mean"), "on_time": True}
+        options: dict[str, Any] = {
+            "quorum": Quorum(comm.size),
+            "merging": Merging("mean"),
+            "on_time": True,
+        }
         if len(comm.topology.hosts) > 1:
             with pytest.raises(ValueError, match="decoupled workers must share a host"):
                 DecoupledAverager(6, PLAN, comm, mixing=0.25, **options)
@@ -68,9 +73,9 @@ def test_a_run_and_its_replay_end_on_every_rank_at_the_same_model(
         if len(comm.topology.hosts) > 1:
             return
         folder = Path(comm.collect(made)[0])
-        digests = []
+        digests, given = list[str](), dict[str, Any]()
         for option in ("log", "replay"):
-            arena = parameters(comm)
+            arena, given = parameters(comm), {option: folder}
             training = DecoupledDiLoCo(
                 optim.SGD(arena, lr=0.05, momentum=0.5),
                 4,
@@ -78,7 +83,7 @@ def test_a_run_and_its_replay_end_on_every_rank_at_the_same_model(
                 quorum=Quorum(1),
                 staleness=10**6,
                 comm=comm,
-                **{option: folder},
+                **given,
             )
             for number in range(20 + 5 * comm.rank):
                 arena.grad.flat[:] = arena.flat - np.sin(number + comm.rank)

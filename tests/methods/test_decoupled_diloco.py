@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ from localsgd import (
 
 def test_it_is_its_averager_to_the_bit() -> None:
     def body(comm: Communicator) -> None:
-        on_time = {"quorum": Quorum(comm.size), "on_time": True}
+        on_time: dict[str, Any] = {"quorum": Quorum(comm.size), "on_time": True}
         found = []
         for door in (True, False):
             arena = Arena({"a": np.ones(12), "b": np.ones(8)}, comm)
@@ -48,5 +50,6 @@ def test_it_is_its_averager_to_the_bit() -> None:
 @pytest.mark.parametrize("name", ["compress", "gradients", "buffers", "synchronous_steps"])
 def test_what_it_cannot_do_is_no_argument_of_it(name: str) -> None:
     arena = Arena({"a": np.ones(2)}, solo())
+    given: dict[str, Any] = {name: None}
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        DecoupledDiLoCo(optim.SGD(arena, lr=0.1), **{name: None})
+        DecoupledDiLoCo(optim.SGD(arena, lr=0.1), **given)
