@@ -6,7 +6,7 @@ LIMIT := timeout --kill-after=10 600
 JOBS := 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-torch-long test-frameworks test-versions test-slurm check-gpu $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean
+.PHONY: help demo demo-torch test test-long test-single test-single-long test-torch test-torch-long test-frameworks test-versions test-slurm check-gpu $(SIZES:%=test-%) $(SIZES:%=test-%-long) test-6 test-6-mpich test-faults soak chaos check bench bench-torch bench-frameworks bench-methods bench-recovery bench-hosts bench-simulate docs clean bench-decoupled
 
 help: ## List the targets
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ bench-methods: .venv-bench/ready ## Compare the methods on digits and characters
 
 bench-recovery: .venv-bench/ready ## Measure what faults and checkpoints cost
 	.venv-bench/bin/python -m benchmarks checkpoint_stall recovery rejoin relaunch guard_cost telemetry_cost
+
+bench-decoupled: .venv-bench/ready ## Measure rounds without a barrier: waits, the owners' share, quality, replays
+	PYTHONPATH=examples .venv-bench/bin/python -m benchmarks decoupled
 
 bench-simulate: .venv-bench/ready ## Measure simulations: speed, bits, and times against real hosts (needs root)
 	.venv-bench/bin/python -m benchmarks simulate

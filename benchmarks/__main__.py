@@ -34,6 +34,7 @@ SCRIPTS = (
     "recovery",
     "rejoin",
     "relaunch",
+    "decoupled",
     "simulate",
     "idle_step",
     "inner",

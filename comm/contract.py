@@ -220,6 +220,28 @@ class Communicator(Protocol):
             MemoryError: on every rank, if the memory of one host does not suffice.
         """
 
+    def neighbours(self, buffer: Array) -> Mapping[int, Array]:
+        """For every rank of this host its memory at the place of ``buffer``, to be read at once.
+
+        Not collective, and nobody waits: what is seen may be half written.
+
+        Args:
+            buffer: lies in memory of ``allocate``.
+
+        Raises:
+            ValueError: for other memory, and where ranks could not share it.
+        """
+
+    def until(self, done: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
+        """Returns once ``done()``, which others bring about; not collective.
+
+        Args:
+            missing: the ranks that keep it from being so, for what is said of a long wait.
+
+        Raises:
+            RankFailure: if one of them can never come, or the group's deadline has passed.
+        """
+
     def shard(self, count: int) -> slice:
         """The part of a buffer of ``count`` elements that this rank owns; not collective.
 

@@ -116,6 +116,21 @@ class Group(Members):
             number = header.digest(self._number, self._entrance.sequence)
             regions.renew(buffer, number, others)
 
+    def neighbours(self, buffer: Array) -> Mapping[int, Array]:
+        arguments.buffer("buffer", buffer, writeable=False)
+        region = self._setting.regions.find(buffer, self._neighbours)
+        if region is None:
+            raise ValueError(
+                "buffer must lie in memory that the ranks of this host share, as allocate gives "
+                "it, got other memory"
+            )
+        views = region.views(buffer, self._neighbours)
+        return dict(zip(self.topology.neighbours(self.rank), views, strict=True))
+
+    def until(self, done: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
+        self._collective.require_open()
+        self._waiter.until(done, missing)
+
     def shard(self, count: int) -> slice:
         arguments.whole_number("count", count, at_least=0)
         return self.topology.shard(count, self.rank)

@@ -33,11 +33,13 @@ from localsgd.comm import (
     world,
 )
 from localsgd.data import RandomStreams, ShardSampler
+from localsgd.decoupled import DecoupledAverager, Merging, Quorum
 from localsgd.elastic import Survival
 from localsgd.gradients import GradientStage
 from localsgd.methods import (
     EASGD,
     SCAFFOLD,
+    DecoupledDiLoCo,
     DiLoCo,
     LocalSGD,
     OverlappedSGD,
@@ -58,6 +60,8 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Communicator",
+    "DecoupledAverager",
+    "DecoupledDiLoCo",
     "Derived",
     "DiLoCo",
     "DirectionalAverager",
@@ -69,6 +73,7 @@ __all__ = [
     "HierarchicalModelAverager",
     "LocalSGD",
     "LowRankAverager",
+    "Merging",
     "MismatchError",
     "ModelAverager",
     "NotFiniteError",
@@ -79,6 +84,7 @@ __all__ = [
     "PostLocalSGDOptimizer",
     "Preempted",
     "ProportionalAverager",
+    "Quorum",
     "RandomStreams",
     "RankFailure",
     "Schedule",

@@ -50,6 +50,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("comm", "comm.codecs", "comm.contract", "checks", "arrays", "schedules", "averagers"),
         "resizing",
     },
+    "decoupled": {
+        *("comm", "comm.contract", "comm.reduction", "checks", "arrays", "schedules", "outer"),
+        *("averagers", "resizing"),
+    },
     "gradients": {"comm", "comm.contract", "checks", "arrays", "averagers"},
     "training": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "optim"),
@@ -57,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "methods": {
         *("comm", "comm.contract", "checks", "arrays", "schedules", "averagers", "gradients", "lr"),
-        *("optim", "outer", "training", "resizing"),
+        *("optim", "outer", "training", "resizing", "decoupled"),
     },
     "checkpoint": {"comm", "comm.contract", "checks", "arrays", "schedules", "resizing"},
     "elastic": {
@@ -76,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "localsgd": {
         *("comm", "arrays", "schedules", "averagers", "optim", "outer", "gradients", "lr", "data"),
         *("gossip", "training", "methods", "checkpoint", "elastic", "simulate", "telemetry"),
+        "decoupled",
     },
     "torch.comm": {"comm", "comm.contract", "comm.waiting", "comm.group", "comm.transports"},
     "torch.arrays": {

@@ -1,6 +1,6 @@
 """How several ranks' numbers become one, whichever memory they lie in."""
 
-from .arithmetic import scaled_weights
+from .arithmetic import scaled_weights, shifted_mean
 from .calls import Reductions
 from .fused import Job
 from .native import ReducingTransport
@@ -12,4 +12,5 @@ __all__ = [
     "ReducingTransport",
     "Reductions",
     "scaled_weights",
+    "shifted_mean",
 ]

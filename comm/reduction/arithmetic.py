@@ -24,6 +24,8 @@ from ..dtypes import FLOATS, work_dtype
 from ..errors import NoWeight
 from .mean_loop import compiled_mean, mean_in_place
 
+_BLOCK = 32_768
+
 
 def scaled_weights(weights: Sequence[float]) -> list[float]:
     """The weights over a power of two, so that they fit float32; equal weights become 1.
@@ -167,6 +169,20 @@ def _copy_first(arrays: Sequence[Array]) -> None:
 def _has_exact_reciprocal(number: float) -> bool:
     """Whether multiplying by 1 / number gives the bits of dividing by it: powers of two."""
     return math.frexp(number)[0] == 0.5
+
+
+def shifted_mean(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+    """The mean above of whole arrays, each of shape ``(n,)``; a new one, with the bits of a round.
+
+    Raises:
+        NoWeight: if the weights sum to 0.
+    """
+    scaled, made = scaled_weights(weights), np.empty_like(parts[0])
+    scratch = Scratch(min(made.size, _BLOCK), made.dtype)
+    for start in range(0, made.size, _BLOCK):
+        here = slice(start, start + _BLOCK)
+        scratch.combine("mean", [part[here] for part in parts], scaled, [made[here]])
+    return made
 
 
 def blend(own: Array, result: Array, mix: float, out: NDArray[Any]) -> None:

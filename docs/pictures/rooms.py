@@ -50,7 +50,8 @@ PLACES = {
     "averagers": 0.16,
     "optim": 0.4,
     "gossip": 0.14,
-    "gradients": 0.34,
+    "gradients": 0.308,
+    "decoupled": 0.432,
     "training": 0.22,
     "methods": 0.22,
     "localsgd": 0.4,
@@ -63,7 +64,7 @@ PLACES = {
     "frameworks": 0.85,
 }
 # How many letters wide a room is that stands close to others, or has many files.
-LETTERS = {"schedules": 24, "averagers": 52, "cli": 52, "telemetry": 34}
+LETTERS = {"schedules": 24, "averagers": 52, "cli": 52, "telemetry": 34, "decoupled": 26}
 COMM_AT, TORCH_AT = 0.4, 0.85
 
 

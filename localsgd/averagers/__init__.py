@@ -1,14 +1,22 @@
 """What becomes of the workers' average."""
 
-from localsgd.averagers.agreeing import agreed_schedule, checked_codec, require_carried
+from localsgd.averagers.agreeing import (
+    agreed_outer,
+    agreed_schedule,
+    checked_codec,
+    require_carried,
+)
+from localsgd.averagers.anchor import step_to_mean, step_whole
 from localsgd.averagers.averager import ModelAverager
 from localsgd.averagers.companion import Companion, Scheduled
 from localsgd.averagers.direction import DirectionalAverager
 from localsgd.averagers.dynamic import DynamicAverager
 from localsgd.averagers.elastic import Ahead, ElasticAverager
+from localsgd.averagers.fragment import Fragment
 from localsgd.averagers.guard import RAISING, Guard
 from localsgd.averagers.hierarchical import GroupSize, HierarchicalModelAverager
 from localsgd.averagers.kept import Kept
+from localsgd.averagers.ledger import Ledger
 from localsgd.averagers.low_rank import LowRankAverager
 from localsgd.averagers.observing import WATCHERS, Kind, Observer, Round
 from localsgd.averagers.oneshot import average_parameters
@@ -27,11 +35,13 @@ __all__ = [
     "DirectionalAverager",
     "DynamicAverager",
     "ElasticAverager",
+    "Fragment",
     "GroupSize",
     "Guard",
     "HierarchicalModelAverager",
     "Kept",
     "Kind",
+    "Ledger",
     "LowRankAverager",
     "ModelAverager",
     "Observer",
@@ -43,8 +53,11 @@ __all__ = [
     "Scheduled",
     "SparseAverager",
     "StreamingAverager",
+    "agreed_outer",
     "agreed_schedule",
     "average_parameters",
     "checked_codec",
     "require_carried",
+    "step_to_mean",
+    "step_whole",
 ]

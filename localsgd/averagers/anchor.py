@@ -211,7 +211,13 @@ def step_whole(
         moved: the delta.
         number: of this step, from 1.
     """
-    mean = arrays[_ANCHOR] - moved
+    step_to_mean(outer, arrays, arrays[_ANCHOR] - moved, number)
+
+
+def step_to_mean(
+    outer: OuterOptimizer, arrays: Mapping[str, Array], mean: Array, number: int
+) -> None:
+    """As ``step_whole``, of a mean, which becomes the new anchor as well."""
     whole = slice(0, mean.size)
     _Step(outer, whole, arrays, number)(whole, mean)
 

@@ -99,6 +99,11 @@ class Fragment:
             else:
                 part.shift(arena, befores[index])
 
+    def shift(self, arenas: Sequence[Arena], befores: Sequence[Array]) -> None:
+        """Adds to the parameters what the buffers are more than ``befores``, which it changes."""
+        for (part, arena), before in zip(self._pairs(arenas), befores, strict=True):
+            part.shift(arena, before)
+
     def state(self) -> dict[str, Any]:
         """Copies of what is on its way."""
         before = None if self._before is None else [array.copy() for array in self._before]

@@ -2,6 +2,7 @@
 
 from localsgd.methods import recipes
 from localsgd.methods.control_variates import ControlVariates, check_plain
+from localsgd.methods.decoupled_diloco import DecoupledDiLoCo
 from localsgd.methods.delayed import OverlappedSGD
 from localsgd.methods.diloco import DiLoCo, StreamingDiLoCo
 from localsgd.methods.easgd import EASGD
@@ -16,6 +17,7 @@ __all__ = [
     "EASGD",
     "SCAFFOLD",
     "ControlVariates",
+    "DecoupledDiLoCo",
     "DiLoCo",
     "FrontDoor",
     "LocalSGD",

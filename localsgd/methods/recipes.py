@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
 
 from localsgd.arrays import Plan
 from localsgd.averagers import (
@@ -24,6 +25,7 @@ from localsgd.averagers import (
 from localsgd.checks import agreed_among
 from localsgd.comm import Codec
 from localsgd.comm.contract import Communicator
+from localsgd.decoupled import DecoupledAverager, Merging, Quorum
 from localsgd.outer import SGD, HasGroups, OuterOptimizer, SlowMo
 from localsgd.schedules import Schedule, every
 
@@ -70,6 +72,19 @@ class Setting:
         agreed_among(comm, "codecs", prepare, lambda _: [])
 
 
+class DecoupledOptions(TypedDict, total=False):
+    """What ``DecoupledAverager`` takes besides its fragments; it says what they mean."""
+
+    quorum: Quorum | None
+    merging: Merging | None
+    delay: int
+    mixing: float | None
+    staleness: int | None
+    on_time: bool
+    log: str | Path | None
+    replay: str | Path | None
+
+
 # Makes an averager; collective.
 Recipe: TypeAlias = Callable[[Communicator, Setting], ModelAverager]
 
@@ -106,6 +121,16 @@ def streaming_diloco(
             **setting.wire,
             **setting.steps,
         )
+
+    return make
+
+
+def decoupled_diloco(
+    period: int, fragments: int | Plan, lr: float, momentum: float, options: DecoupledOptions
+) -> Recipe:
+    def make(comm: Communicator, setting: Setting) -> ModelAverager:
+        outer = _agreed(comm, _nesterov(lr, momentum))
+        return DecoupledAverager(period, fragments, comm, outer=outer, **options)
 
     return make
 
