@@ -46,10 +46,13 @@ def end_together(everyone: Callable[[], Everyone]) -> None:
         everyone: gives what connects all of them at that time.
     """
     process = os.getpid()
+    begun = False
 
     def end() -> None:
-        if MPI.Is_finalized() or os.getpid() != process:
+        nonlocal begun
+        if begun or MPI.Is_finalized() or os.getpid() != process:
             return
+        begun = True
         leave_all()
         warden.leave()
         for summons in SUMMONS:
@@ -66,8 +69,6 @@ def end_together(everyone: Callable[[], Everyone]) -> None:
             if not is_of_lost(error):
                 raise
             Ending.has_lost = True
-        if FAULT_TOLERANT and not Ending.has_lost:
-            MPI.Finalize()
 
     def wait_for_all() -> None:
         all_here: MPI.Request | None = None
@@ -82,7 +83,13 @@ def end_together(everyone: Callable[[], Everyone]) -> None:
                 all_here = everyone().begin_barrier()
             time.sleep(_NAP_S)
 
-    atexit.register(end)
+    def end_mpi() -> None:
+        is_here = not MPI.Is_finalized() and os.getpid() == process
+        end()
+        if is_here and FAULT_TOLERANT and not Ending.has_lost:
+            MPI.Finalize()
+
+    atexit.register(end_mpi)
     # For programs that end MPI themselves: it begins with the attributes of this communicator.
     key = MPI.Comm.Create_keyval(delete_fn=lambda *_: end())
     MPI.COMM_SELF.Set_attr(key, None)

@@ -255,3 +255,16 @@ def test_a_job_goes_on_without_a_process(tmp_path: Path, layout: str, how: str) 
     assert code == 0, output
     wanted = {"4": "3", "2+2": "1+2", "1+1+1+1": "1+1+1"}[layout]
     assert f"left: 3 {wanted} 1.6666666" in output
+
+
+@pytest.mark.parametrize("flags", [[], ["--respawn"]], ids=["", "respawn"])
+@pytest.mark.parametrize("last", ["", "from mpi4py import MPI; MPI.Finalize()"], ids=["", "own"])
+def test_a_job_that_loses_nobody_ends_without_a_word(
+    flags: list[str], last: str, tmp_path: Path
+) -> None:
+    """MPI is ended once, by the program or for it."""
+    script = tmp_path / "job.py"
+    script.write_text(f"import localsgd\nlocalsgd.world().barrier()\n{last}\n")
+    code, output = run_job([*flags, script], 3, "2+1")
+    lines = [line for line in output.splitlines() if "ranks share" not in line]
+    assert (code, lines) == (0, [])
